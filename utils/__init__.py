@@ -1,0 +1,1 @@
+"""Arrays, boxes, pictures and files of labels. Nothing here imports from the rooms above."""

@@ -1,0 +1,67 @@
+"""Files as a hostile /in and a polled /out need them: only regular ones are read, whole ones are written."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Union
+
+from utils.errors import ExecutorError
+
+PathLike = Union[str, Path]
+
+
+def open_regular(path: PathLike, error: type[ExecutorError]) -> IO[bytes]:
+    """Open a regular file for reading bytes; a pipe, a device or a folder raises `error` and is never waited for."""
+    try:
+        # O_NONBLOCK: opening a pipe that nobody writes would otherwise wait for ever.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as cause:
+        reason = cause.strerror if isinstance(cause, OSError) else str(cause)
+        raise error(f"{path}: {reason}") from cause
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise error(f"{path}: is not a regular file")
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_bytes(path: PathLike, limit: int, error: type[ExecutorError]) -> bytes:
+    """Read a regular file of at most `limit` bytes; a larger one raises `error`."""
+    with open_regular(path, error) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise error(f"{path}: is larger than {limit} bytes")
+    return content
+
+
+@contextmanager
+def replacing(path: PathLike, mode: int = 0o666) -> Iterator[IO[bytes]]:
+    """Give a file to write; on leaving it takes the place of `path` in one step, or, on an error, vanishes.
+
+    A reader of `path` sees the old content or the new, never a part. mode: the rights of the new file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.chmod(mode)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: PathLike, content: bytes, mode: int = 0o666) -> None:
+    """Replace `path` by `content` in one step."""
+    with replacing(path, mode) as file:
+        file.write(content)
