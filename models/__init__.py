@@ -1,0 +1,1 @@
+"""Layers, networks, weights files, and the detector that runs them."""
