@@ -1,0 +1,76 @@
+"""Annotation files as the platform writes them: Labels -> ark, voc or coco. utils/labels.py reads them.
+
+ark and voc hold whole pixels, so a corner moves by up to half a pixel (a box thinner than a pixel becomes one
+pixel wide); coco keeps what it is given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import numpy.typing as npt
+
+from utils.labels import Labels, Picture
+
+
+def write_ark(labels: Labels, picture: Picture) -> bytes:
+    """Give the lines `class_id, xmin, ymin, xmax, ymax, quality, angle`; quality -1 (not known), angle 0."""
+    corners = _inclusive_corners(labels, picture)
+    rows = zip(labels.class_ids.tolist(), corners.tolist())
+    return "".join(f"{class_id}, {x1}, {y1}, {x2}, {y2}, -1, 0\n" for class_id, (x1, y1, x2, y2) in rows).encode()
+
+
+def write_voc(labels: Labels, picture: Picture, class_names: Sequence[str]) -> bytes:
+    """Give a VOC XML document, corners inclusive and counted from 0."""
+    root = ElementTree.Element("annotation")
+    _add_texts(root, {"filename": picture.path.name})
+    size = ElementTree.SubElement(root, "size")
+    _add_texts(size, {"width": picture.hw[1], "height": picture.hw[0], "depth": 3})
+    for class_id, corners in zip(labels.class_ids.tolist(), _inclusive_corners(labels, picture).tolist()):
+        entry = ElementTree.SubElement(root, "object")
+        _add_texts(entry, {"name": class_names[class_id], "difficult": 0})
+        _add_texts(ElementTree.SubElement(entry, "bndbox"), dict(zip(("xmin", "ymin", "xmax", "ymax"), corners)))
+    return bytes(ElementTree.tostring(root, encoding="utf-8"))
+
+
+def write_coco(pictures: Sequence[tuple[str, Picture, Labels]], class_names: Sequence[str]) -> bytes:
+    """Give one COCO file for a whole data set: (file_name, picture, labels) each; class ids become category ids."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, (file_name, picture, labels) in enumerate(pictures, start=1):
+        height, width = picture.hw
+        images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        rows = zip(labels.class_ids.tolist(), labels.boxes_px.tolist(), labels.is_crowd.tolist())
+        for class_id, (x1, y1, x2, y2), is_crowd in rows:
+            bbox = [x1, y1, x2 - x1, y2 - y1]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": class_id,
+                    "bbox": bbox,
+                    "area": bbox[2] * bbox[3],
+                    "iscrowd": int(is_crowd),
+                }
+            )
+    categories = [{"id": class_id, "name": name} for class_id, name in enumerate(class_names)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    return json.dumps(content, ensure_ascii=False).encode()
+
+
+def _inclusive_corners(labels: Labels, picture: Picture) -> npt.NDArray[np.int64]:
+    """Give (N, 4) xyxy whole pixels, the last ones inside the box: width = x2 - x1 + 1, never below 1."""
+    height, width = picture.hw
+    first = np.floor(labels.boxes_px[:, :2] + 0.5)  # (N, 2)
+    first = np.minimum(first, [width - 1, height - 1])
+    last = np.maximum(np.floor(labels.boxes_px[:, 2:] + 0.5) - 1, first)  # (N, 2)
+    return np.concatenate([first, last], axis=1).astype(np.int64)
+
+
+def _add_texts(parent: ElementTree.Element, texts: dict[str, Any]) -> None:
+    for tag, text in texts.items():
+        ElementTree.SubElement(parent, tag).text = str(text)
