@@ -92,3 +92,56 @@ class NmsSettings:
         check_share("conf_thres", self.conf_thres)
         check_share("iou_thres", self.iou_thres)
         check_at_least("max_det", self.max_det, 1)
+
+
+MINING_ALGORITHMS = ("random", "aldd", "cald", "entropy", "diverse")
+ENTROPIES = ("objectness", "class")
+CALD_MODES = ("paper", "ymir")
+CALD_EMPTIES = ("first", "last")
+
+
+@dataclass(frozen=True)
+class InferConfig:
+    """What an inference task is told."""
+
+    class_names: tuple[str, ...]
+    loader: LoaderSettings = field(default_factory=LoaderSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    nms: NmsSettings = field(default_factory=NmsSettings)
+
+
+@dataclass(frozen=True)
+class MiningConfig:
+    """What a mining task is told (SPEC sections 3 and 6). Here precision and backend are never "auto"."""
+
+    class_names: tuple[str, ...]
+    algorithm: str = "aldd"
+    seed: int = 0
+    entropy_of: str = "objectness"
+    class_distribution_scores: Optional[tuple[float, ...]] = None  # aldd: a weight per class, None = all 1.0
+    cald_mode: str = "paper"
+    cald_empty: str = "first"
+    cald_balance: bool = False
+    budget: int = 0  # how many pictures the user means to take, 0 = unknown
+    diversity: float = 0.0
+    class_balance: float = 0.0
+    dedup: bool = False
+    dedup_threshold: float = 0.97  # cosine of features
+    explore: float = 0.0  # share of the order given to random pictures
+    report: bool = False
+    loader: LoaderSettings = field(default_factory=lambda: LoaderSettings(letterbox="square"))
+    engine: EngineSettings = field(default_factory=lambda: EngineSettings(precision="fp32", backend="torch"))
+    nms: NmsSettings = field(default_factory=NmsSettings)
+
+    def __post_init__(self) -> None:
+        check_choice("mining_algorithm", self.algorithm, MINING_ALGORITHMS)
+        check_choice("entropy_of", self.entropy_of, ENTROPIES)
+        check_choice("cald_mode", self.cald_mode, CALD_MODES)
+        check_choice("cald_empty", self.cald_empty, CALD_EMPTIES)
+        check_choice("precision", self.engine.precision, PRECISIONS[1:])
+        check_choice("backend", self.engine.backend, BACKENDS[1:])
+        check_at_least("budget", self.budget, 0)
+        check_at_least("diversity", self.diversity, 0)
+        check_at_least("class_balance", self.class_balance, 0)
+        check_share("dedup_threshold", self.dedup_threshold)
+        check_share("explore", self.explore)
