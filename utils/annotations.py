@@ -14,17 +14,17 @@ from xml.etree import ElementTree
 import numpy as np
 import numpy.typing as npt
 
-from utils.labels import Labels, Picture
+from utils.labels import Labels, PictureFile
 
 
-def write_ark(labels: Labels, picture: Picture) -> bytes:
+def write_ark(labels: Labels, picture: PictureFile) -> bytes:
     """Give the lines `class_id, xmin, ymin, xmax, ymax, quality, angle`; quality -1 (not known), angle 0."""
     corners = _inclusive_corners(labels, picture)
     rows = zip(labels.class_ids.tolist(), corners.tolist())
     return "".join(f"{class_id}, {x1}, {y1}, {x2}, {y2}, -1, 0\n" for class_id, (x1, y1, x2, y2) in rows).encode()
 
 
-def write_voc(labels: Labels, picture: Picture, class_names: Sequence[str]) -> bytes:
+def write_voc(labels: Labels, picture: PictureFile, class_names: Sequence[str]) -> bytes:
     """Give a VOC XML document, corners inclusive and counted from 0."""
     root = ElementTree.Element("annotation")
     _add_texts(root, {"filename": picture.path.name})
@@ -37,7 +37,7 @@ def write_voc(labels: Labels, picture: Picture, class_names: Sequence[str]) -> b
     return bytes(ElementTree.tostring(root, encoding="utf-8"))
 
 
-def write_coco(pictures: Sequence[tuple[str, Picture, Labels]], class_names: Sequence[str]) -> bytes:
+def write_coco(pictures: Sequence[tuple[str, PictureFile, Labels]], class_names: Sequence[str]) -> bytes:
     """Give one COCO file for a whole data set: (file_name, picture, labels) each; class ids become category ids."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -62,7 +62,7 @@ def write_coco(pictures: Sequence[tuple[str, Picture, Labels]], class_names: Seq
     return json.dumps(content, ensure_ascii=False).encode()
 
 
-def _inclusive_corners(labels: Labels, picture: Picture) -> npt.NDArray[np.int64]:
+def _inclusive_corners(labels: Labels, picture: PictureFile) -> npt.NDArray[np.int64]:
     """Give (N, 4) xyxy whole pixels, the last ones inside the box: width = x2 - x1 + 1, never below 1."""
     height, width = picture.hw
     first = np.floor(labels.boxes_px[:, :2] + 0.5)  # (N, 2)

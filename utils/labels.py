@@ -100,7 +100,7 @@ class FaultLog:
 
 
 @dataclass(frozen=True)
-class Picture:
+class PictureFile:
     """What a reader has to know of the picture: its path, and its (height, width) in the pixels that boxes are in."""
 
     path: Path
@@ -111,6 +111,7 @@ class Picture:
 class CocoIndex:
     """One COCO file, parsed: for each picture its rows, in the order of the file.
 
+    file_names: of the P pictures, as the file has them, backslashes turned.
     numbers: for a `file_name` of the file, its picture's number; for a bare name that only one has, too.
     starts: (P + 1,) int64; rows starts[p] to starts[p + 1] belong to picture p.
     categories: (A,) int64 index into category_names, -1 for an id that the file doesn't define.
@@ -121,6 +122,7 @@ class CocoIndex:
 
     path: Path
     category_names: tuple[str, ...]
+    file_names: tuple[str, ...]
     numbers: Mapping[str, int]
     starts: npt.NDArray[np.int64]
     categories: npt.NDArray[np.int64]
@@ -172,10 +174,10 @@ class LabelSource:
         return tuple(fault for index, _ in self._coco.values() for fault in index.faults)
 
 
-Reader = Callable[[Path, Picture, LabelSource], Labels]
+Reader = Callable[[Path, PictureFile, LabelSource], Labels]
 
 
-def read_ark(annotation: Path, picture: Picture, source: LabelSource) -> Labels:
+def read_ark(annotation: Path, picture: PictureFile, source: LabelSource) -> Labels:
     """Read `class_id, xmin, ymin, xmax, ymax[, quality[, angle…]]` in pixels, corners inclusive.
 
     What follows the box is not read. Raises DatasetError where the file can't be read.
@@ -196,7 +198,7 @@ def read_ark(annotation: Path, picture: Picture, source: LabelSource) -> Labels:
     return rows.labels()
 
 
-def read_voc(annotation: Path, picture: Picture, source: LabelSource) -> Labels:
+def read_voc(annotation: Path, picture: PictureFile, source: LabelSource) -> Labels:
     """Read a VOC XML file, corners inclusive and counted from 0 (as YMIR writes them); difficult objects are kept.
 
     Raises DatasetError for a file that is no XML or that declares a document type, and so perhaps entities.
@@ -215,7 +217,13 @@ def read_voc(annotation: Path, picture: Picture, source: LabelSource) -> Labels:
     return rows.labels()
 
 
-def read_coco(annotation: Path, picture: Picture, source: LabelSource) -> Labels:
+def read_voc_names(annotation: Path) -> list[str]:
+    """Give the class names of a VOC file's objects, in their order, with repetitions."""
+    names = [entry.findtext("name") or "" for entry in _parse_xml(annotation).findall("object")]
+    return [name.strip() for name in names if name.strip()]
+
+
+def read_coco(annotation: Path, picture: PictureFile, source: LabelSource) -> Labels:
     """Read one picture's rows of a COCO file; categories are mapped by name.
 
     A picture that the file doesn't list has no labels, and that is a fault. Raises DatasetError where the file is
@@ -234,7 +242,7 @@ def read_coco(annotation: Path, picture: Picture, source: LabelSource) -> Labels
     return rows.labels()
 
 
-def read_yolo(annotation: Path, picture: Picture, source: LabelSource) -> Labels:
+def read_yolo(annotation: Path, picture: PictureFile, source: LabelSource) -> Labels:
     """Read `class cx cy w h` or `class x1 y1 x2 y2 x3 y3…` (a polygon), in 0..1 of the picture.
 
     A repeated row is left out; without a file the picture has no objects, and that is counted too.
@@ -339,6 +347,7 @@ def read_coco_index(path: Path) -> CocoIndex:
     return CocoIndex(
         path,
         tuple(names.values()),
+        tuple(file_names),
         MappingProxyType(_with_bare_names(file_names)),
         np.searchsorted(picture_of[order], np.arange(len(file_names) + 1)),
         category[order],
@@ -352,7 +361,7 @@ def read_coco_index(path: Path) -> CocoIndex:
 class _Rows:
     """Collects one picture's boxes: clips and checks each, and counts what it can't keep."""
 
-    def __init__(self, annotation: Path, picture: Picture, class_count: int) -> None:
+    def __init__(self, annotation: Path, picture: PictureFile, class_count: int) -> None:
         self._annotation = annotation
         self._height, self._width = picture.hw
         self._class_count = class_count

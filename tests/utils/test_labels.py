@@ -30,13 +30,13 @@ from utils.labels import (
     FaultLog,
     Labels,
     LabelSource,
-    Picture,
+    PictureFile,
     detect_format,
     yolo_label_path,
 )
 
 NAMES = ("person", "bicycle", "car")
-PICTURE = Picture(Path("/in/assets/a b/猫.JPG"), (100, 200))  # 200 px wide, 100 high
+PICTURE = PictureFile(Path("/in/assets/a b/猫.JPG"), (100, 200))  # 200 px wide, 100 high
 
 
 def labels_of(boxes: Sequence[Sequence[float]], class_ids: Sequence[int]) -> Labels:
@@ -49,7 +49,7 @@ def labels_of(boxes: Sequence[Sequence[float]], class_ids: Sequence[int]) -> Lab
     )
 
 
-def write_yolo(labels: Labels, picture: Picture) -> bytes:
+def write_yolo(labels: Labels, picture: PictureFile) -> bytes:
     """Give YOLO lines with all digits: what a tool that rounds nothing would write."""
     height, width = picture.hw
     lines = []
@@ -60,7 +60,7 @@ def write_yolo(labels: Labels, picture: Picture) -> bytes:
 
 
 def read_in_each_format(
-    folder: Path, labels: Labels, picture: Picture, names: Sequence[str], formats: Sequence[str] = tuple(READERS)
+    folder: Path, labels: Labels, picture: PictureFile, names: Sequence[str], formats: Sequence[str] = tuple(READERS)
 ) -> dict[str, Labels]:
     written = {
         "ark": write_ark(labels, picture),
@@ -76,7 +76,9 @@ def read_in_each_format(
     return read
 
 
-def read_text(folder: Path, name: str, text: str, picture: Picture = PICTURE, names: Sequence[str] = NAMES) -> Labels:
+def read_text(
+    folder: Path, name: str, text: str, picture: PictureFile = PICTURE, names: Sequence[str] = NAMES
+) -> Labels:
     path = folder / f"one.{name}"
     path.write_text(text, encoding="utf-8")
     return READERS[name](path, picture, LabelSource(names))
@@ -87,17 +89,17 @@ def counts(labels: Labels) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def coco128(coco_images: list[Path]) -> list[tuple[Picture, Labels]]:
+def coco128(coco_images: list[Path]) -> list[tuple[PictureFile, Labels]]:
     source = LabelSource([str(number) for number in range(80)])
     read = []
     for path in coco_images:
         with Image.open(path) as image:
-            picture = Picture(path, (image.height, image.width))
+            picture = PictureFile(path, (image.height, image.width))
         read.append((picture, READERS["yolo"](yolo_label_path(path), picture, source)))
     return read
 
 
-def test_coco128_reads_as_929_boxes(coco128: list[tuple[Picture, Labels]], shared: Path) -> None:
+def test_coco128_reads_as_929_boxes(coco128: list[tuple[PictureFile, Labels]], shared: Path) -> None:
     rows = [
         line.split()
         for picture, _ in coco128
@@ -109,7 +111,7 @@ def test_coco128_reads_as_929_boxes(coco128: list[tuple[Picture, Labels]], share
     assert got == [int(row[0]) for row in rows]
 
 
-def test_four_formats_of_coco128_agree(coco128: list[tuple[Picture, Labels]], tmp_path: Path) -> None:
+def test_four_formats_of_coco128_agree(coco128: list[tuple[PictureFile, Labels]], tmp_path: Path) -> None:
     """ark and voc hold whole pixels: half a pixel at most, one where the box is thinner than a pixel."""
     names = [str(number) for number in range(80)]
     for picture, labels in coco128:
@@ -125,7 +127,7 @@ def test_four_formats_of_coco128_agree(coco128: list[tuple[Picture, Labels]], tm
         assert (moved <= np.where(sides < 1, 1, 0.5) + 1e-9).all()
 
 
-def test_four_formats_of_whole_pixels_are_identical(coco128: list[tuple[Picture, Labels]], tmp_path: Path) -> None:
+def test_four_formats_of_whole_pixels_are_identical(coco128: list[tuple[PictureFile, Labels]], tmp_path: Path) -> None:
     names = [str(number) for number in range(80)]
     for picture, labels in coco128:
         whole = read_in_each_format(tmp_path, labels, picture, names, ["ark"])["ark"]
@@ -137,7 +139,7 @@ def test_four_formats_of_whole_pixels_are_identical(coco128: list[tuple[Picture,
 
 
 @st.composite
-def drawn_labels(draw: st.DrawFn) -> tuple[Picture, Labels]:
+def drawn_labels(draw: st.DrawFn) -> tuple[PictureFile, Labels]:
     height, width = draw(st.integers(1, 3000)), draw(st.integers(1, 3000))
     boxes = []
     for _ in range(draw(st.integers(0, 5))):
@@ -145,12 +147,12 @@ def drawn_labels(draw: st.DrawFn) -> tuple[Picture, Labels]:
         boxes.append((x1, y1, draw(st.integers(x1 + 1, width)), draw(st.integers(y1 + 1, height))))
     boxes = list(dict.fromkeys(boxes))
     class_ids = draw(st.lists(st.integers(0, 2), min_size=len(boxes), max_size=len(boxes)))
-    return Picture(Path("/in/assets/x.jpg"), (height, width)), labels_of(boxes, class_ids)
+    return PictureFile(Path("/in/assets/x.jpg"), (height, width)), labels_of(boxes, class_ids)
 
 
 @settings(max_examples=60, deadline=None)
 @given(drawn=drawn_labels())
-def test_whole_pixels_survive_every_format(drawn: tuple[Picture, Labels], tmp_path_factory: Any) -> None:
+def test_whole_pixels_survive_every_format(drawn: tuple[PictureFile, Labels], tmp_path_factory: Any) -> None:
     picture, labels = drawn
     for name, read in read_in_each_format(tmp_path_factory.getbasetemp(), labels, picture, NAMES).items():
         np.testing.assert_array_equal(read.class_ids, labels.class_ids, err_msg=name)
@@ -271,7 +273,7 @@ def test_coco_pictures_of_one_base_name_are_told_apart(tmp_path: Path) -> None:
     source = LabelSource(NAMES)
     got = {}
     for name in ("a/1.jpg", "b/1.jpg", "other/3.jpg", "c/1.jpg"):
-        read = READERS["coco"](path, Picture(Path("/in/assets") / name, (100, 200)), source)
+        read = READERS["coco"](path, PictureFile(Path("/in/assets") / name, (100, 200)), source)
         got[name] = read.boxes_px[:, 0].tolist() or list(counts(read))
     assert got == {"a/1.jpg": [1], "b/1.jpg": [2], "other/3.jpg": [3], "c/1.jpg": [NO_ENTRY]}
 
