@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Callable, Optional
 
-MAX_ENTRIES = 10_000  # segments of a JPEG, chunks of a PNG or WebP, entries of a TIFF directory
+MAX_ENTRIES = 200_000  # segments of a JPEG, chunks of a PNG or WebP, entries of a TIFF directory
 MAX_BLOCK = 1 << 20  # bytes of a block of metadata; an EXIF block has at most 64 KB
 
 # A marker with a length: not 0xFF00 (data), 0xFFFF (padding), TEM, RST0 to RST7 (between data) or a second SOI.
@@ -102,6 +102,18 @@ def _next_marker(file: IO[bytes]) -> Optional[int]:
         if chunk.endswith(b"\xff") and len(chunk) > 1:  # the marker's second byte is in the next chunk
             file.seek(-1, io.SEEK_CUR)
     return None
+
+
+def png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
+    """Walk a PNG's chunks up to and with IEND: name, first and end position of the payload."""
+    at = 8
+    for _ in range(MAX_ENTRIES):
+        length, name = _unpack(file, at, ">I4s")
+        yield name, at + 8, at + 8 + length
+        if name == b"IEND":
+            return
+        at += 12 + length  # the checksum, 4 bytes, comes last
+    raise PictureError(f"is a PNG of more than {MAX_ENTRIES} chunks")
 
 
 def tiff_entries(file: IO[bytes], at: int = 0) -> dict[int, TiffValue]:
@@ -203,14 +215,9 @@ def _orientation_jpeg(file: IO[bytes]) -> int:
 
 
 def _orientation_png(file: IO[bytes]) -> int:
-    at = 8
-    for _ in range(MAX_ENTRIES):
-        length, name = _unpack(file, at, ">I4s")
+    for name, begin, end in png_chunks(file):
         if name == b"eXIf":
-            return _orientation_exif(_read(file, at + 8, length))
-        if name == b"IEND":
-            break
-        at += 12 + length
+            return _orientation_exif(_read(file, begin, end - begin))
     return 1
 
 
