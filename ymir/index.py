@@ -1,0 +1,113 @@
+"""Index files: which pictures a task is about, a line each, read as a stream (SPEC section 2)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from utils.errors import DatasetError
+from utils.files import PathLike, open_regular
+from ymir.config import Roots, TaskConfig
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MOST_LINE_BYTES = 65_536  # sixteen times the longest path that Linux opens
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One line of a candidate index."""
+
+    index: int  # from 0, blank lines not counted, repeated ones counted
+    line: str  # the line's own text, as result.tsv repeats it; bytes that are no UTF-8 are surrogate escapes
+    path: Path  # the file to open
+    refused: Optional[str] = None  # why it must not be opened: it counts as an unreadable picture
+
+    @property
+    def name(self) -> str:
+        """The base name, by which the platform knows the picture."""
+        return self.path.name
+
+
+@dataclass(frozen=True)
+class CandidateIndex:
+    """A candidate index file; each iteration reads it anew and holds one line at a time.
+
+    A line is the path of a picture, whatever it holds. Only when there is no such file is it read as others write
+    it: `IMAGE<TAB>ANNOTATION`, of which the picture's part counts (and stands in result.tsv), or with blanks around.
+    A relative path is meant from root_dir, or else from assets_dir. `..` must not lead out of both.
+    """
+
+    file: Path
+    root_dir: Path
+    assets_dir: Path
+    roots: Roots
+
+    def __iter__(self) -> Iterator[Candidate]:
+        for index, text in enumerate(read_lines(self.file)):
+            line, path = self._find(text)
+            yield Candidate(index, line, Path(path), self._refusal(line, path))
+
+    def count(self) -> int:
+        """Count the candidates without keeping them."""
+        return sum(1 for _ in read_lines(self.file))
+
+    def _find(self, text: str) -> tuple[str, str]:
+        """Give the part of a line that names the picture, and the file it means."""
+        path = self._place(text)
+        if "\t" not in text and text == text.strip():
+            return text, path
+        if os.path.isfile(path):  # noqa: PTH113  # a NUL byte would make Path.is_file raise on Python 3.9
+            return text, path
+        image = text.split("\t", 1)[0]
+        for part, line in ((image, image), (image.strip(), image), (text.strip(), text)):
+            other = self._place(part)
+            if os.path.isfile(other):  # noqa: PTH113
+                return line, other
+        return text, path
+
+    def _place(self, text: str) -> str:
+        """Give the absolute path that a text means, `..` taken out of it by its letters alone."""
+        path = self.roots.map_text(text)
+        if not path.startswith("/"):
+            below_root = f"{self.root_dir}/{path}"
+            below_assets = f"{self.assets_dir}/{path}"
+            path = below_root if os.path.exists(below_root) or not os.path.exists(below_assets) else below_assets  # noqa: PTH110
+        # By letters: /in/assets may be a link, and the system would go up from where it leads.
+        return os.path.normpath(path) if ".." in path else path
+
+    def _refusal(self, line: str, path: str) -> Optional[str]:
+        if ".." not in line.split("/"):
+            return None
+        if any(path.startswith(f"{folder}/") for folder in (self.root_dir, self.assets_dir)):
+            return None
+        return f"'..' leads out of {self.root_dir}"
+
+
+def candidate_index(task: TaskConfig) -> CandidateIndex:
+    """Give the task's candidate index. Raises DatasetError where env.yaml names none, or it can't be opened."""
+    env = task.env
+    if env.input.candidate_index_file is None:
+        raise DatasetError("input.candidate_index_file: is empty, need the index of the pictures (env.yaml)")
+    open_regular(env.input.candidate_index_file, DatasetError).close()
+    return CandidateIndex(env.input.candidate_index_file, env.input.root_dir, env.input.assets_dir, task.roots)
+
+
+def read_lines(file: PathLike) -> Iterator[str]:
+    """Give the lines of an index file without their ends: no blank ones, no byte order mark.
+
+    Bytes that are no UTF-8 become surrogate escapes, so that encoding with "surrogateescape" gives them back.
+    """
+    with open_regular(file, DatasetError) as content:
+        number = 0
+        while raw := content.readline(MOST_LINE_BYTES):
+            number += 1
+            if len(raw) == MOST_LINE_BYTES and not raw.endswith(b"\n"):
+                raise DatasetError(f"{file} line {number}: is longer than {MOST_LINE_BYTES} bytes, need a path")
+            if number == 1 and raw.startswith(BYTE_ORDER_MARK):
+                raw = raw[len(BYTE_ORDER_MARK) :]
+            text = raw.rstrip(b"\r\n")
+            if text.strip():
+                yield text.decode("utf-8", "surrogateescape")
