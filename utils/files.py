@@ -33,8 +33,14 @@ def open_regular(path: PathLike, error: type[ExecutorError]) -> IO[bytes]:
 
 def read_bytes(path: PathLike, limit: int, error: type[ExecutorError]) -> bytes:
     """Read a regular file of at most `limit` bytes; a larger one raises `error`."""
-    with open_regular(path, error) as file:
-        content = file.read(limit + 1)
+    try:
+        with open_regular(path, error) as file:
+            size = min(os.fstat(file.fileno()).st_size, limit)
+            content = file.read(size + 1)  # not limit + 1: Python takes that much memory first
+            if size < len(content) <= limit:  # it grew
+                content += file.read(limit + 1 - len(content))
+    except (OSError, MemoryError) as cause:  # a damaged disk, a server that went away
+        raise error(f"{path}: can't be read ({type(cause).__name__})") from cause
     if len(content) > limit:
         raise error(f"{path}: is larger than {limit} bytes")
     return content

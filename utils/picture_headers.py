@@ -23,7 +23,7 @@ JPEG_EXIF, JPEG_SCAN, JPEG_END = 0xE1, 0xDA, 0xD9
 
 _TIFF_ORDERS = {b"II": "<", b"MM": ">"}
 _TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8
-TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_ORIENTATION = 256, 257, 258, 274
+TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_ORIENTATION, TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 256, 257, 258, 274, 322, 323
 
 
 class PictureError(Exception):
@@ -146,7 +146,7 @@ def _read(file: IO[bytes], at: int, count: int) -> bytes:
     file.seek(at)
     content = file.read(min(count, MAX_BLOCK))
     if len(content) < count:
-        raise PictureError("breaks off in its header")
+        raise PictureError("breaks off")
     return content
 
 
@@ -161,7 +161,7 @@ def _size_jpeg(file: IO[bytes]) -> tuple[int, int, int]:
             return height, width, channels
         if marker == JPEG_SCAN:
             break
-    raise PictureError("breaks off in its header")
+    raise PictureError("breaks off before its size")
 
 
 def _size_png(file: IO[bytes]) -> tuple[int, int, int]:

@@ -19,6 +19,8 @@ from utils.jpeg import Pixels, decode_jpeg, reduced_hw
 from utils.picture_headers import (
     TIFF_BITS,
     TIFF_ORIENTATION,
+    TIFF_TILE_HEIGHT,
+    TIFF_TILE_WIDTH,
     PictureError,
     PictureHeader,
     png_chunks,
@@ -31,6 +33,7 @@ from utils.settings import PictureSettings
 EnoughFor = Callable[[tuple[int, int]], tuple[int, int]]  # full (h, w) -> (h, w) the model will resize to
 
 MAX_BYTES = 1 << 30  # of a file; 200 million pixels of uncompressed RGB are 0.6 GB
+MAX_TILE_PIXELS = 1 << 24  # of a TIFF; usual are 256 x 256
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ def decode_picture(
         rgb, warning = _decode(content, header, factor)
     except PictureError as cause:
         raise ImageError(f"{name}: {cause}") from cause.__cause__
+    except MemoryError as cause:
+        raise ImageError(f"{name}: needs more memory than there is") from cause
     return Picture(_TURNS[orientation](rgb), full_hw, warning)
 
 
@@ -137,7 +142,7 @@ def _decode_by_opencv(content: bytes, header: PictureHeader) -> Pixels:
     _quiet_opencv()
     try:
         bgr: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except (cv2.error, MemoryError) as cause:
+    except cv2.error as cause:
         raise PictureError(f"can't be decoded as {header.kind}") from cause
     if bgr is None:
         raise PictureError(f"breaks off or is damaged, can't be decoded as {header.kind}")
@@ -153,10 +158,15 @@ def _quiet_opencv() -> None:
 
 
 def _prepare_tiff(content: bytes) -> bytes:
-    """Refuse samples over 16 bits, where OpenCVs differ, and take out the orientation, which it always follows."""
+    """Refuse what OpenCVs disagree on or fill the memory with; take out the orientation, which they always follow."""
     entries = tiff_entries(io.BytesIO(content))
-    if TIFF_BITS in entries and entries[TIFF_BITS].value > 16:
-        raise PictureError(f"is a TIFF of {entries[TIFF_BITS].value} bits a sample, at most 16 can be read")
+    bits, tile_height, tile_width = (
+        entries[tag].value if tag in entries else 1 for tag in (TIFF_BITS, TIFF_TILE_HEIGHT, TIFF_TILE_WIDTH)
+    )
+    if bits > 16:
+        raise PictureError(f"is a TIFF of {bits} bits a sample, at most 16 can be read")
+    if tile_height * tile_width > MAX_TILE_PIXELS:  # each is unpacked whole, however small the picture is
+        raise PictureError(f"is a TIFF of tiles of {tile_width} x {tile_height} pixels")
     found = entries.get(TIFF_ORIENTATION)
     if found is None or found.value == 1:
         return content
@@ -165,7 +175,7 @@ def _prepare_tiff(content: bytes) -> bytes:
 
 
 def _prepare_png(content: bytes) -> bytes:
-    """Keep only what pixels are made from: OpenCV plays animations, and libpng prints on stderr what it doesn't like."""
+    """Keep only what pixels are made from: OpenCV plays animations, and libpng prints what it dislikes on stderr."""
     kept = [content[:8]]
     for name, begin, end in png_chunks(io.BytesIO(content)):
         if name[0] & 0x20:  # a small first letter: no decoder needs it
