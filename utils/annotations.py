@@ -7,14 +7,18 @@ pixel wide); coco keeps what it is given.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Callable, Protocol
 from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
 
-from utils.labels import Labels, PictureFile
+from utils.labels import SUFFIXES, Labels, PictureFile
+
+COCO_FILE = "coco-annotations.json"
 
 
 def write_ark(labels: Labels, picture: PictureFile) -> bytes:
@@ -60,6 +64,69 @@ def write_coco(pictures: Sequence[tuple[str, PictureFile, Labels]], class_names:
     categories = [{"id": class_id, "name": name} for class_id, name in enumerate(class_names)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     return json.dumps(content, ensure_ascii=False).encode()
+
+
+class AnnotationFolder(Protocol):
+    """Where the annotations of many pictures go. name: the picture's path below its own folder."""
+
+    def add(self, name: str, picture: PictureFile, labels: Labels) -> str:
+        """Take one picture's labels; give its annotation file's path below the folder."""
+
+    def finish(self) -> None:
+        """Write what is written only once."""
+
+
+class OneFileEach:
+    """Writes an annotation file for each picture."""
+
+    def __init__(self, folder: Path, suffix: str, content_of: Callable[[Labels, PictureFile], bytes]) -> None:
+        self._folder = folder
+        self._suffix = suffix
+        self._content_of = content_of
+        self._owners: dict[str, str] = {}
+
+    def add(self, name: str, picture: PictureFile, labels: Labels) -> str:
+        """Write the file, in the subfolder that the picture is in."""
+        path = str(Path(name).with_suffix(self._suffix))
+        if self._owners.setdefault(path, name) != name:  # 1.jpg and 1.png
+            path = f"{name}{self._suffix}"
+        file = self._folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(self._content_of(labels, picture))
+        return path
+
+    def finish(self) -> None:
+        """Do nothing: all is written."""
+
+
+class OneFileForAll:
+    """Collects all pictures for one COCO file."""
+
+    def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
+        self._folder = folder
+        self._class_names = class_names
+        self._pictures: dict[str, tuple[PictureFile, Labels]] = {}
+
+    def add(self, name: str, picture: PictureFile, labels: Labels) -> str:
+        """Keep the labels; a name that comes twice is one picture."""
+        self._pictures[name] = picture, labels
+        return COCO_FILE
+
+    def finish(self) -> None:
+        """Write the file."""
+        pictures = [(name, picture, labels) for name, (picture, labels) in self._pictures.items()]
+        (self._folder / COCO_FILE).write_bytes(write_coco(pictures, self._class_names))
+
+
+WRITERS: Mapping[str, Callable[[Path, Sequence[str]], AnnotationFolder]] = MappingProxyType(
+    {
+        "ark": lambda folder, names: OneFileEach(folder, SUFFIXES["ark"], write_ark),
+        "voc": lambda folder, names: OneFileEach(
+            folder, SUFFIXES["voc"], lambda labels, picture: write_voc(labels, picture, names)
+        ),
+        "coco": OneFileForAll,
+    }
+)
 
 
 def _inclusive_corners(labels: Labels, picture: PictureFile) -> npt.NDArray[np.int64]:

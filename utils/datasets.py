@@ -41,9 +41,7 @@ def read_yolo_dataset(data_yaml: PathLike, split: str) -> YoloDataset:
     DatasetError, naming file and key, where a key is missing or wrong, or nothing is found.
     """
     data_yaml = Path(data_yaml)
-    content = read_yaml(data_yaml, DatasetError)
-    if not isinstance(content, dict):
-        raise DatasetError(f"{data_yaml}: is no data set: need the keys names and {split}")
+    content = read_data_yaml(data_yaml)
     names = read_names(content, data_yaml)
     root = _find_root(content.get("path"), data_yaml)
     places = content.get(split)
@@ -57,6 +55,14 @@ def read_yolo_dataset(data_yaml: PathLike, split: str) -> YoloDataset:
             f"{data_yaml}: {split}: no pictures; need files ending in {', '.join(sorted(PICTURE_SUFFIXES))}"
         )
     return YoloDataset(names, tuple(images), root)
+
+
+def read_data_yaml(data_yaml: Path) -> dict[Any, Any]:
+    """Read a data.yaml as it stands. Raises DatasetError where it is no mapping."""
+    content = read_yaml(data_yaml, DatasetError)
+    if not isinstance(content, dict):
+        raise DatasetError(f"{data_yaml}: is no data set: need the keys names, train and val")
+    return content
 
 
 def read_names(content: dict[Any, Any], data_yaml: Path) -> tuple[str, ...]:

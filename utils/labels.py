@@ -146,14 +146,17 @@ class CocoIndex:
 
 
 class LabelSource:
-    """What all annotation files of one data set share: the task's class names, and COCO files, parsed once."""
+    """What all annotation files of one data set share: the task's class names, and COCO files, parsed once.
 
-    def __init__(self, class_names: Sequence[str]) -> None:
+    coco: files that are parsed already.
+    """
+
+    def __init__(self, class_names: Sequence[str], coco: Iterable[CocoIndex] = ()) -> None:
         self.class_names = tuple(class_names)
         self._class_ids = {name: class_id for class_id, name in reversed(list(enumerate(class_names)))}
         for class_id, name in enumerate(class_names):
             self._class_ids.setdefault(_fold(name), class_id)
-        self._coco: dict[Path, tuple[CocoIndex, npt.NDArray[np.int64]]] = {}
+        self._coco = {index.path: self._with_classes(index) for index in coco}
         self._lock = threading.Lock()
 
     def class_id_of(self, name: str) -> int:
@@ -164,14 +167,15 @@ class LabelSource:
         """Give a COCO file's index and, for each of its categories, our class (-1: none). Threads may call it."""
         with self._lock:
             if path not in self._coco:
-                index = read_coco_index(path)
-                class_ids = np.array([self.class_id_of(name) for name in index.category_names] + [-1], np.int64)
-                self._coco[path] = index, class_ids
+                self._coco[path] = self._with_classes(read_coco_index(path))
             return self._coco[path]
 
     def shared_faults(self) -> tuple[Fault, ...]:
         """Give the faults of the COCO files met so far that belong to no picture."""
         return tuple(fault for index, _ in self._coco.values() for fault in index.faults)
+
+    def _with_classes(self, index: CocoIndex) -> tuple[CocoIndex, npt.NDArray[np.int64]]:
+        return index, np.array([self.class_id_of(name) for name in index.category_names] + [-1], np.int64)
 
 
 Reader = Callable[[Path, PictureFile, LabelSource], Labels]
