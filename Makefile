@@ -1,0 +1,38 @@
+# What a person runs here. `make` alone lists it.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+THREADS := $(shell nproc 2>/dev/null || echo 1)
+# One team of threads, which sleeps when it has nothing to do.
+THREADED := OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=PASSIVE
+SOURCE := $(wildcard *.py utils/*.py models/*.py mining/*.py ymir/*.py)
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-all lint bench clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+
+env: ## make .venv (once; PYTHON=python3.11 picks the interpreter)
+	@PYTHON="$(PYTHON)" bash .ci/make-env
+
+demo: env ## mine and infer on pictures, show them on a page: WEIGHTS=model.pt IMAGES=folder
+	@$(PY) demo.py $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(IMAGES),--images "$(IMAGES)")
+
+test: env ## the tests, without the slow ones (ARGS=... for pytest)
+	@$(THREADED) $(PY) -m pytest -m 'not slow' $(ARGS)
+
+test-all: env ## all tests
+	@$(THREADED) $(PY) -m pytest $(ARGS)
+
+lint: env ## style and types
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy $(SOURCE)
+
+bench: env ## measure speed and quality
+	@$(THREADED) $(PY) benchmarks/run_all.py $(ARGS)
+
+clean: ## remove caches and the demo's pages, not .venv
+	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache demo-out
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
