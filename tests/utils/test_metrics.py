@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from utils.metrics import (
@@ -144,7 +144,8 @@ def test_matching_is_what_its_definition_says(picture: Any) -> None:
     np.testing.assert_array_equal(match(*picture), slow_match(*picture))
 
 
-@settings(max_examples=12, deadline=None)
+# Without shrinking: the slow reading would take minutes over it.
+@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(st.lists(PICTURE, max_size=4))
 def test_figures_are_what_their_definition_says(pictures: Any) -> None:
     ours, expected = metrics_of(*pictures), slow_figures(pictures)
