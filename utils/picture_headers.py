@@ -14,6 +14,7 @@ from typing import IO, Any, Callable, Optional
 
 MAX_ENTRIES = 200_000  # segments of a JPEG, chunks of a PNG or WebP, entries of a TIFF directory
 MAX_BLOCK = 1 << 20  # bytes of a block of metadata; an EXIF block has at most 64 KB
+MAX_POSITION = 1 << 62  # seeking beyond fails, in ways that differ with the kind of file
 
 # A marker with a length: not 0xFF00 (data), 0xFFFF (padding), TEM, RST0 to RST7 (between data) or a second SOI.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\x01\xd0-\xd8])")
@@ -23,7 +24,8 @@ JPEG_EXIF, JPEG_SCAN, JPEG_END = 0xE1, 0xDA, 0xD9
 
 _TIFF_ORDERS = {b"II": "<", b"MM": ">"}
 _TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8
-TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_ORIENTATION, TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 256, 257, 258, 274, 322, 323
+_TIFF_TAGS = (256, 257, 258, 274, 322, 323)
+TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_ORIENTATION, TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = _TIFF_TAGS
 
 
 class PictureError(Exception):
@@ -57,7 +59,7 @@ def read_header(file: IO[bytes]) -> PictureHeader:
         if kind is None:
             raise PictureError("is no JPEG, PNG, BMP, WebP or TIFF picture")
         height, width, channels = KINDS[kind][1](file)
-    except (OSError, OverflowError) as cause:  # a damaged disk, an offset beyond any file
+    except OSError as cause:  # a damaged disk
         raise PictureError(f"its header can't be read ({type(cause).__name__})") from cause
     if height < 1 or width < 1:
         raise PictureError(f"is {width} x {height} pixels by its {kind} header")
@@ -68,7 +70,7 @@ def read_orientation(file: IO[bytes], kind: str) -> int:
     """Give the EXIF orientation, 1 to 8; 1 (upright) also where there is none or it makes no sense."""
     try:
         value = _ORIENTATIONS[kind](file)
-    except (PictureError, OSError, OverflowError):
+    except (PictureError, OSError):
         return 1
     return value if 1 <= value <= 8 else 1
 
@@ -116,33 +118,34 @@ def png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
     raise PictureError(f"is a PNG of more than {MAX_ENTRIES} chunks")
 
 
-def tiff_entries(file: IO[bytes], at: int = 0) -> dict[int, TiffValue]:
-    """Read the whole-number entries of the first directory of a TIFF, BigTIFF or EXIF block that starts at `at`."""
-    order = _TIFF_ORDERS.get(_read(file, at, 2))
+def tiff_entries(file: IO[bytes]) -> dict[int, TiffValue]:
+    """Read the entries named above from the first directory of a TIFF, a BigTIFF or the TIFF within an EXIF block."""
+    order = _TIFF_ORDERS.get(_read(file, 0, 2))
     if order is None:
         raise PictureError("has a damaged TIFF header")
-    (version,) = _unpack(file, at + 2, order + "H")
+    (version,) = _unpack(file, 2, order + "H")
     big = version == 43
-    (directory,) = _unpack(file, at + 8, order + "Q") if big else _unpack(file, at + 4, order + "I")
-    (count,) = _unpack(file, at + directory, order + ("Q" if big else "H"))
+    (directory,) = _unpack(file, 8, order + "Q") if big else _unpack(file, 4, order + "I")
+    (count,) = _unpack(file, directory, order + ("Q" if big else "H"))
     inline, head = (8, "HHQ") if big else (4, "HHI")
-    entry = at + directory + (8 if big else 2)
+    entry = directory + (8 if big else 2)
     entries: dict[int, TiffValue] = {}
     for _ in range(min(count, MAX_ENTRIES)):
         tag, number_type, amount = _unpack(file, entry, order + head)
         position = entry + struct.calcsize("=" + head)
         form = order + _TIFF_INTEGERS.get(number_type, "")
         entry = position + inline
-        if number_type not in _TIFF_INTEGERS or amount < 1:
+        if tag not in _TIFF_TAGS or number_type not in _TIFF_INTEGERS or amount < 1:
             continue
         if amount * struct.calcsize(form) > inline:
-            (offset,) = _unpack(file, position, order + ("Q" if big else "I"))
-            position = at + offset
+            (position,) = _unpack(file, position, order + ("Q" if big else "I"))
         entries.setdefault(tag, TiffValue(_unpack(file, position, form)[0], position, form))
     return entries
 
 
 def _read(file: IO[bytes], at: int, count: int) -> bytes:
+    if at >= MAX_POSITION:
+        raise PictureError("breaks off")
     file.seek(at)
     content = file.read(min(count, MAX_BLOCK))
     if len(content) < count:
