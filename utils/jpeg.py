@@ -51,7 +51,7 @@ def decode_jpeg(content: bytes, header: PictureHeader, factor: int) -> tuple[Opt
         canvas[...] = _NO_DATA
         if _decode_onto(canvas, attempt, factor, strict=False) and _has_first_row(canvas, factor):
             return to_rgb(canvas), DAMAGED if is_ended else BREAKS_OFF
-    if is_ended and (canvas == _NO_DATA).all():
+    if is_ended and not _is_known(content):
         return None, None
     raise PictureError("is damaged or breaks off before its first row of pixels")
 
@@ -72,6 +72,15 @@ def _decode_onto(canvas: Pixels, jpeg: bytes, factor: int, strict: bool) -> bool
     except (ValueError, RuntimeError):
         return False
     return bool(decoded.shape == canvas.shape)
+
+
+def _is_known(content: bytes) -> bool:
+    """Tell whether TurboJPEG's interface can read the headers at all."""
+    try:
+        simplejpeg.decode_jpeg_header(content, strict=False)
+    except (ValueError, RuntimeError):
+        return False
+    return True
 
 
 def _as_it_is(pixels: Pixels) -> Pixels:
