@@ -177,7 +177,8 @@ class TransformerBlock(nn.Module):
         batch, channels, height, width = x.shape
         tokens = x.flatten(2).permute(2, 0, 1)  # (H W, B, C)
         tokens = self.tr(tokens + self.linear(tokens))
-        return tokens.permute(1, 2, 0).reshape(batch, channels, height, width)
+        out: Tensor = tokens.permute(1, 2, 0).reshape(batch, channels, height, width)
+        return out
 
 
 class C3TR(C3):

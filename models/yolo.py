@@ -37,33 +37,15 @@ from utils.safe_yaml import read_yaml
 MAX_CHANNELS = 16_384
 MAX_ROWS = 500
 MAX_REPEATS = 100
-MAX_KERNEL = 31
+MAX_KERNEL = 64
 
-ACTIVATIONS = [
-    "CELU",
-    "ELU",
-    "GELU",
-    "Hardshrink",
-    "Hardsigmoid",
-    "Hardswish",
-    "Hardtanh",
-    "LeakyReLU",
-    "LogSigmoid",
-    "Mish",
-    "PReLU",
-    "ReLU",
-    "ReLU6",
-    "RReLU",
-    "SELU",
-    "Sigmoid",
-    "SiLU",
-    "Softplus",
-    "Softshrink",
-    "Softsign",
-    "Tanh",
-    "Tanhshrink",
-    "Threshold",
-]
+# fmt: off
+ACTIVATIONS = (
+    "CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "Mish",
+    "PReLU", "ReLU", "ReLU6", "RReLU", "SELU", "Sigmoid", "SiLU", "Softplus", "Softshrink", "Softsign", "Tanh",
+    "Tanhshrink", "Threshold",
+)
+# fmt: on
 _TAKES_INPLACE = {
     "CELU",
     "ELU",
@@ -127,28 +109,39 @@ class Row(NamedTuple):
 
 
 def _conv(row: Row) -> Built:
-    numbers = [None if value is None else int(value) for value in row.arguments]
-    stride = numbers[1] if len(numbers) > 1 and numbers[1] else 1
-    return Built(Conv(row.c_in[0], row.c_out, *numbers, activation=row.activation), row.c_out, stride)  # type: ignore[arg-type]  # kernel and stride are never None: checked in _arguments
+    kernel, stride, padding, groups = ([*row.arguments, None, None, None, None])[:4]
+    module = Conv(
+        row.c_in[0],
+        row.c_out,
+        int(kernel or 1),
+        int(stride or 1),
+        None if padding is None else int(padding),
+        int(groups or 1),
+        row.activation,
+    )
+    return Built(module, row.c_out, int(stride or 1))
+
+
+def _kernel_stride(row: Row) -> tuple[int, int]:
+    kernel, stride = ([*row.arguments, None, None])[:2]
+    return int(kernel or 1), int(stride or 1)
 
 
 def _depthwise(row: Row) -> Built:
-    kernel, stride = ([int(value) for value in row.arguments] + [1, 1])[:2]
+    kernel, stride = _kernel_stride(row)
     groups = math.gcd(row.c_in[0], row.c_out)
     module = Conv(row.c_in[0], row.c_out, kernel, stride, groups=groups, activation=row.activation)
     return Built(module, row.c_out, stride)
 
 
 def _ghost_conv(row: Row) -> Built:
-    numbers = [int(value) for value in row.arguments[:2]]
-    stride = numbers[1] if len(numbers) > 1 else 1
-    return Built(GhostConv(row.c_in[0], row.c_out, *numbers, activation=row.activation), row.c_out, stride)
+    kernel, stride = _kernel_stride(row)
+    return Built(GhostConv(row.c_in[0], row.c_out, kernel, stride, row.activation), row.c_out, stride)
 
 
 def _focus(row: Row) -> Built:
-    numbers = [int(value) for value in row.arguments[:2]]
-    stride = numbers[1] if len(numbers) > 1 else 1
-    return Built(Focus(row.c_in[0], row.c_out, *numbers, activation=row.activation), row.c_out, 2 * stride)
+    kernel, stride = _kernel_stride(row)
+    return Built(Focus(row.c_in[0], row.c_out, kernel, stride, row.activation), row.c_out, 2 * stride)
 
 
 def _bottleneck(row: Row) -> Built:
@@ -339,7 +332,9 @@ def read_spec(path: Path, classes: Optional[int] = None, activation: str = "") -
 class DetectionModel(nn.Module):
     """The whole network; `model` holds the layers under the names of YOLOv5's checkpoints."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, max_weights: Optional[int] = None) -> None:
+        """Build it with fresh weights. max_weights: refuse, before it is built, a layer that must hold more (hostile
+        descriptions in weights files)."""
         super().__init__()
         self.spec = spec
         activation = parse_activation(spec.activation, "model")
@@ -354,7 +349,7 @@ class DetectionModel(nn.Module):
                 detect.stride = tuple(int(shrinks[index]) for index in taken)
                 built = Built(detect, 0, 1)
             else:
-                built = _build_row(spec, module, c_in, repeats, list(arguments), activation, number)
+                built = _build_row(spec, number, module, c_in, repeats, list(arguments), activation, max_weights)
             layer: Any = built.module
             layer.i, layer.f, layer.type = number, source if isinstance(source, int) else list(source), module
             layers.append(layer)
@@ -416,12 +411,13 @@ def _needed_later(spec: ModelSpec) -> frozenset[int]:
 
 def _build_row(
     spec: ModelSpec,
+    number: int,
     module: str,
     c_in: list[int],
     repeats: int,
     arguments: list[Any],
     activation: Activation,
-    number: int,
+    max_weights: Optional[int],
 ) -> Built:
     """Scale a row's channels and repeats and build its module. Raises ConfigError naming the layer."""
     where = f"model: layer {number} ({module[:40]})"
@@ -438,6 +434,8 @@ def _build_row(
             known = ", ".join([*WITH_CHANNELS, *WITHOUT_CHANNELS, "Detect"])
             raise ConfigError(f"{where}: unknown layer, need one of {known}")
         _check_sizes(where, c_out, arguments)
+        if max_weights is not None and _least_weights(module, c_in, c_out, scaled, arguments) > max_weights:
+            raise ConfigError(f"{where}: needs more weights than there are")
         inner = scaled if module in TAKES_REPEATS else 1
         outer = 1 if module in TAKES_REPEATS else scaled
         built = builder(Row(c_in, c_out, inner, arguments, activation))
@@ -453,10 +451,24 @@ def _build_row(
 def _check_sizes(where: str, c_out: int, arguments: Sequence[Any]) -> None:
     if not 0 <= c_out <= MAX_CHANNELS:
         raise ConfigError(f"{where}: {c_out} channels, at most {MAX_CHANNELS}")
-    for argument in arguments:
+    for place, argument in enumerate(arguments):
+        most = MAX_CHANNELS if place == 3 else MAX_KERNEL  # the fourth is Conv's number of groups
         for number in argument if isinstance(argument, (list, tuple)) else (argument,):
-            if isinstance(number, (int, float)) and not -1 <= number <= MAX_KERNEL:
-                raise ConfigError(f"{where}: argument {number}, need -1 to {MAX_KERNEL}")
+            if isinstance(number, (int, float)) and not -1 <= number <= most:
+                raise ConfigError(f"{where}: argument {number}, need -1 to {most}")
+
+
+def _least_weights(module: str, c_in: list[int], c_out: int, repeats: int, arguments: Sequence[Any]) -> int:
+    """Give a number of weights that such a layer has at least, within a factor of about 20 of the truth."""
+    if module not in WITH_CHANNELS:
+        return 0
+    kernel = int(arguments[0] or 1) if arguments and module in ("Conv", "DWConv", "GhostConv", "Focus") else 1
+    groups = int(arguments[3] or 1) if module == "Conv" and len(arguments) > 3 else 1
+    if module == "DWConv":
+        groups = math.gcd(c_in[0], c_out)
+    own = c_in[0] * c_out * kernel**2 // max(groups, 1) // 4
+    # Blocks inside work on half of the channels; a ghost block needs a quarter of a plain one.
+    return own + (c_out // 2) ** 2 * (repeats - 1) // 4 if module in TAKES_REPEATS else own * repeats
 
 
 def make_model(spec: ModelSpec) -> DetectionModel:

@@ -1,0 +1,70 @@
+"""The head's raw maps, and what is read off them: boxes, scores and objectness. All in fp32.
+
+Decoding (YOLOv5 v6, SPEC section 5), with s the sigmoid of the raw map: centre = (2 s - 0.5 + cell) x stride,
+width and height = (2 s)^2 x anchor in input pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RawMaps:
+    """What the head gave for a batch, before the sigmoid.
+
+    levels: for each output level (B, H, W, na, 5 + nc), fp32; the last axis is x, y, w, h, objectness, classes.
+    strides: input px a cell, per level. anchors_px: (nl, na, 2) width and height in input px.
+    """
+
+    levels: list[Tensor]
+    strides: tuple[int, ...]
+    anchors_px: Tensor
+
+    def __len__(self) -> int:
+        return self.levels[0].shape[0]
+
+    def objectness(self) -> Tensor:
+        """Give every anchor's objectness in 0..1: (B, R); rows by level, then anchor, then y, then x."""
+        flat = [level[..., 4].permute(0, 3, 1, 2).flatten(1) for level in self.levels]  # (B, na H W) each
+        return torch.cat(flat, 1).sigmoid()
+
+    def rows(self) -> Tensor:
+        """Decode everything: (B, R, 5 + nc); cx, cy, w, h in input px, then probabilities."""
+        decoded = []
+        for number, level in enumerate(self.levels):
+            batch, height, width, anchors, channels = level.shape
+            ordered = level.permute(0, 3, 1, 2, 4).reshape(batch, -1, channels)  # (B, na H W, 5 + nc)
+            cells = torch.arange(anchors * height * width, device=level.device)
+            decoded.append(self._decode(number, ordered, cells.expand(batch, -1)))
+        return torch.cat(decoded, 1)
+
+    def rows_above(self, objectness: float) -> tuple[Tensor, Tensor]:
+        """Decode only the anchors whose objectness is above a threshold.
+
+        returns: (K, 5 + nc) rows as `rows` gives them, and (K,) the number of the picture each belongs to. The rows of
+        one picture stand in the order of `rows`.
+        """
+        found, pictures = [], []
+        for number, level in enumerate(self.levels):
+            score = level[..., 4].permute(0, 3, 1, 2).sigmoid()  # (B, na, H, W)
+            picture, anchor, y, x = (score > objectness).nonzero(as_tuple=True)  # (k,) each, in rows' order
+            height, width = level.shape[1:3]
+            cells = (anchor * height + y) * width + x
+            found.append(self._decode(number, level[picture, y, x, anchor], cells))
+            pictures.append(picture)
+        return torch.cat(found), torch.cat(pictures)
+
+    def _decode(self, number: int, raw: Tensor, cells: Tensor) -> Tensor:
+        """raw: (..., 5 + nc); cells: (...), the place among the level's anchors: (anchor x H + y) x W + x."""
+        height, width = self.levels[number].shape[1:3]
+        stride = self.strides[number]
+        grid = torch.stack((cells % width, cells // width % height), -1)  # (..., 2)
+        anchors_px = self.anchors_px[number][cells // (height * width)]  # (..., 2)
+        rows = raw.sigmoid()
+        centre = (rows[..., 0:2] * 2 - 0.5 + grid) * stride
+        size = (rows[..., 2:4] * 2) ** 2 * anchors_px
+        return torch.cat((centre, size, rows[..., 4:]), -1)

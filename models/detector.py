@@ -1,0 +1,248 @@
+"""Detector: batches of letterboxed pictures in, Detections in picture pixels out, or the raw maps for a miner."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.checkpoint import Checkpoint
+from models.decode import RawMaps
+from models.fuse import fold_batch_norms, pack_for_cpu
+from models.yolo import DetectionModel, parse_spec
+from utils.batches import Batch, Canvas, Item
+from utils.detections import Detections
+from utils.errors import ConfigError, DeviceError, DeviceMemoryError, NoDeviceError, WeightsError
+from utils.nms import select_boxes
+from utils.settings import EngineSettings, NmsSettings
+
+LOGGER = logging.getLogger(__name__)
+
+MAX_RAW_BYTES = 256 << 20  # raw maps of one pass (SPEC section 6)
+# On a CPU pictures go through one by one: as fast as sixteen at once (docs/performance.md), the maps stay in the
+# cache, and no result can depend on what else is in the batch.
+CPU_CHUNK = 1
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_model(checkpoint: Checkpoint) -> DetectionModel:
+    """Build the network that a checkpoint describes, in fp32 and eval mode, and fill in its weights.
+
+    Raises WeightsError where description and weights don't belong together.
+    """
+    name = str(checkpoint.path)
+    spec = parse_spec(dict(checkpoint.yaml), name, checkpoint.nc, checkpoint.activation, WeightsError)
+    elements = sum(array.size for array in checkpoint.state.values())
+    try:
+        model = DetectionModel(spec, max_weights=elements).eval()
+    except ConfigError as cause:
+        raise WeightsError(f"{name}: {cause}") from cause
+    expected = model.state_dict()
+    wrong = [
+        key for key in expected if key not in checkpoint.state or checkpoint.state[key].shape != expected[key].shape
+    ]
+    wrong += [key for key in checkpoint.state if key not in expected]
+    if wrong or model.stride != checkpoint.strides:
+        detail = f"such as {wrong[0]}" if wrong else f"strides {checkpoint.strides}, not {model.stride}"
+        raise WeightsError(f"{name}: weights and model description differ in {len(wrong)} entries, {detail}")
+    # Converted first: load_state_dict copies, and the file's fp16 arrays aren't writable.
+    state = {key: torch.tensor(np.asarray(array, _loaded_dtype(array))) for key, array in checkpoint.state.items()}
+    model.load_state_dict(state)
+    return model.requires_grad_(False)
+
+
+def _loaded_dtype(array: Any) -> Any:
+    return np.float32 if array.dtype.kind == "f" else array.dtype
+
+
+def choose_device(text: str) -> torch.device:
+    """Give the device for a gpu_id or --device text: "" or "cpu", or indices of which the first counts.
+
+    Raises NoDeviceError for a GPU that isn't there.
+    """
+    cleaned = text.strip().lower().replace("cuda:", "")
+    if cleaned in ("", "cpu", "-1"):
+        return torch.device("cpu")
+    indices = [part.strip() for part in cleaned.split(",") if part.strip()]
+    if not indices or not all(index.isdigit() for index in indices):
+        raise ConfigError(f"device: got {text[:40]!r}, need '' or cpu, or GPU indices such as 0 or 0,1")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    missing = [index for index in indices if int(index) >= there]
+    if missing:
+        raise NoDeviceError(
+            f"gpu_id: GPU {missing[0]} was asked for, {there} are visible to this process; give gpu_id '' to run on "
+            "the CPU, or start the container with --gpus"
+        )
+    if len(indices) > 1:
+        LOGGER.info("gpu_id %s: GPU %s is used, one task runs on one GPU", text, indices[0])
+    return torch.device("cuda", int(indices[0]))
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Resolve "auto" by hardware: fp16 on a GPU, bf16 on a CPU that computes in it, else fp32. Raises ConfigError."""
+    if precision == "auto":
+        if device.type == "cuda":
+            return "fp16"
+        return "bf16" if cpu_has_bf16() else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("precision: fp16 needs a GPU; use auto, fp32 or bf16")
+    return precision
+
+
+def cpu_has_bf16() -> bool:
+    """True where the processor multiplies bf16 natively; elsewhere bf16 is emulated and slower than fp32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def set_threads(wanted: int, ranks: int = 1) -> int:
+    """Tell torch how many threads this process may use: `wanted`, or cores / ranks if 0. Gives the number."""
+    threads = wanted or max(1, (os.cpu_count() or 1) // ranks)
+    torch.set_num_threads(threads)
+    return threads
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """Turn torch's failures of a device into ours."""
+    try:
+        yield
+    except MemoryError as cause:
+        raise DeviceMemoryError("memory ran out; use a smaller batch_size_per_gpu or img_size") from cause
+    except RuntimeError as cause:
+        first = str(cause).split("\n", 1)[0][:200]
+        if "out of memory" in str(cause) or "can't allocate memory" in str(cause):
+            raise DeviceMemoryError(
+                f"memory ran out ({first}); use a smaller batch_size_per_gpu or img_size"
+            ) from cause
+        if "CUDA" in str(cause) or "cuDNN" in str(cause):
+            raise DeviceError(f"CUDA failed: {first}") from cause
+        raise
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A network ready to run on one device."""
+
+    model: torch.nn.Module
+    name: str  # of the weights file, for messages
+    names: tuple[str, ...]
+    strides: tuple[int, ...]
+    anchors_px: Tensor  # (nl, na, 2) on the device
+    device: torch.device
+    precision: str  # fp32, bf16 or fp16
+    chunk: int  # pictures that go through the network at once
+    pin_memory: bool = False
+
+    @property
+    def stride(self) -> int:
+        """What both sides of an input must be multiples of."""
+        return max(self.strides)
+
+    def maps(self, batch: Batch[Item]) -> Iterator[RawMaps]:
+        """Give the raw maps of a batch, in fp32, some pictures at a time and in their order.
+
+        A pass always holds the same number of pictures, empty ones filling it up, so that a picture's figures don't
+        depend on its neighbours or on how many there are. Raises WeightsError where the network gives NaN.
+        """
+        height, width = batch.canvas_hw
+        numbers = sum((height // stride) * (width // stride) for stride in self.strides)
+        picture_bytes = 4 * numbers * self.anchors_px.shape[1] * (len(self.names) + 5)
+        chunk = max(1, min(self.chunk, MAX_RAW_BYTES // picture_bytes))
+        for start in range(0, len(batch), chunk):
+            canvases = batch.canvases[start : start + chunk]
+            with device_errors(), torch.inference_mode():
+                levels = self.model(self._images(canvases, chunk))
+                raw = RawMaps([self._shaped(level)[: len(canvases)] for level in levels], self.strides, self.anchors_px)
+                if not all(bool(torch.isfinite(level[..., 4].sum())) for level in raw.levels):
+                    raise WeightsError(f"{self.name}: gives NaN or infinite values for {batch.items[start].path}")
+            yield raw
+
+    def _images(self, canvases: Sequence[Canvas], chunk: int) -> Tensor:
+        """Move uint8 pictures to the device and make them (chunk, 3, H, W) in 0..1 there."""
+        if len(canvases) == chunk == 1:
+            pixels = torch.from_numpy(canvases[0][None])  # (1, H, W, 3), no copy
+        else:
+            pixels = torch.zeros((chunk, *canvases[0].shape), dtype=torch.uint8, pin_memory=self.pin_memory)
+            for place, canvas in enumerate(canvases):
+                pixels[place] = torch.from_numpy(canvas)
+        pixels = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # channels-last already
+        # Divided in fp32: 255 levels don't survive a division in bf16.
+        return (pixels.float() / 255).to(DTYPES[self.precision])
+
+    def _shaped(self, level: Tensor) -> Tensor:
+        """(B, na (5 + nc), H, W) of any layout and type -> (B, H, W, na, 5 + nc) fp32."""
+        batch, channels, height, width = level.shape
+        anchors = self.anchors_px.shape[1]
+        return level.float().permute(0, 2, 3, 1).reshape(batch, height, width, anchors, channels // anchors)
+
+    def detect(self, batch: Batch[Item], settings: NmsSettings) -> list[Detections]:
+        """Detect in every picture of a batch: boxes in picture pixels, best first."""
+        found: list[Detections] = []
+        for boxes, scores, class_ids in self.select(batch, settings):
+            boxes_px = batch.letterboxes[len(found)].to_px(boxes.numpy())
+            found.append(Detections(boxes_px, scores.numpy(), class_ids.numpy()))
+        return found
+
+    def select(self, batch: Batch[Item], settings: NmsSettings) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Give for each picture of a batch what `select_boxes` keeps: boxes_letterbox, scores, class_ids on the CPU."""
+        for raw in self.maps(batch):
+            with device_errors(), torch.inference_mode():
+                rows, pictures = raw.rows_above(settings.conf_thres)
+                counts = torch.bincount(pictures, minlength=len(raw)).tolist()
+                # Levels were joined one after another; a stable sort brings each picture's rows together in order.
+                rows = rows[pictures.argsort(stable=True)].cpu()
+                for picture_rows in torch.split(rows, counts):
+                    yield select_boxes(picture_rows, settings)
+
+
+def make_detector(checkpoint: Checkpoint, settings: EngineSettings, batch_size: int, ranks: int = 1) -> Detector:
+    """Build a checkpoint's network for one device and make it fast there.
+
+    Raises WeightsError, NoDeviceError, ConfigError.
+    """
+    if settings.backend not in ("auto", "torch"):
+        raise ConfigError(f"backend: {settings.backend} is not in this version, use auto or torch")
+    device = choose_device(settings.device)
+    precision = choose_precision(settings.precision, device)
+    threads = set_threads(settings.threads, ranks)
+    with device_errors(), torch.no_grad():
+        model: Any = fold_batch_norms(build_model(checkpoint))
+        packed = device.type == "cpu" and pack_for_cpu(model, DTYPES[precision])
+        if not packed:
+            model = model.to(device=device, dtype=DTYPES[precision], memory_format=torch.channels_last)
+        anchors_px = torch.from_numpy(np.array(checkpoint.anchors_px, np.float32)).to(device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {threads} threads"
+    LOGGER.info("%s: %d classes, %s, %s", checkpoint.path.name, checkpoint.nc, precision, where)
+    return Detector(
+        model=model,
+        name=str(checkpoint.path),
+        names=checkpoint.names,
+        strides=checkpoint.strides,
+        anchors_px=anchors_px,
+        device=device,
+        precision=precision,
+        chunk=CPU_CHUNK if device.type == "cpu" else batch_size,
+        pin_memory=settings.pin_memory and device.type == "cuda",
+    )
+
+
+def input_side(img_size: int, stride: int, most: Optional[int] = None) -> int:
+    """Round an img_size up to the model's stride, with a line in the log where that changes it."""
+    side = math.ceil(img_size / stride) * stride
+    if side != img_size:
+        LOGGER.info("img_size %d is rounded up to %d, a multiple of the model's stride %d", img_size, side, stride)
+    return side

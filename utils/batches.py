@@ -1,0 +1,228 @@
+"""Reading ahead: a stream of picture files becomes batches of letterboxed uint8 pixels. No torch here.
+
+Threads decode: simplejpeg and OpenCV let go of the interpreter while they work. Each picture is drawn straight onto
+its own canvas, and a batch is a list of canvases of one shape, so nothing is copied until it goes to the device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Generic, Optional, Protocol, TypeVar, Union
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from utils.errors import ImageError
+from utils.letterbox import LETTERBOXES, Letterbox
+from utils.pictures import read_picture
+from utils.progress import Progress
+from utils.settings import LoaderSettings
+
+Canvas = npt.NDArray[np.uint8]  # (H, W, 3) RGB
+
+
+class Readable(Protocol):
+    """What a reader asks of the things it reads."""
+
+    @property
+    def path(self) -> Path:
+        """The picture file."""
+
+    @property
+    def refused(self) -> Optional[str]:
+        """Why the file must not be opened, if so."""
+
+
+Item = TypeVar("Item", bound=Readable)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture file outside of any index."""
+
+    index: int
+    path: Path
+    refused: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Where a picture of any size goes: the letterbox for the task's img_size and the model's stride."""
+
+    letterbox: str  # a name of LETTERBOXES
+    side: int  # input px, a multiple of the stride
+    stride: int
+
+    def __call__(self, item: Readable, image_hw: tuple[int, int]) -> Letterbox:
+        """Give the letterbox of a picture of that size."""
+        return LETTERBOXES[self.letterbox](image_hw, self.side, self.stride)
+
+
+Place = Callable[[Item, tuple[int, int]], Letterbox]
+
+
+@dataclass(frozen=True)
+class Batch(Generic[Item]):
+    """Pictures of one input shape, ready for the model; the three lists go together."""
+
+    items: list[Item]
+    canvases: list[Canvas]  # each (H, W, 3) uint8 RGB, all of one shape
+    letterboxes: list[Letterbox]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def canvas_hw(self) -> tuple[int, int]:
+        """The input shape."""
+        return self.letterboxes[0].canvas_hw
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One picture on its canvas."""
+
+    canvas: Canvas
+    letterbox: Letterbox
+    warning: Optional[str]
+
+
+@dataclass
+class Tally:
+    """What was remarkable among many pictures: counted, with a few names. Memory doesn't grow with the count."""
+
+    keep: int = 5
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, example: str) -> None:
+        """Count one more."""
+        self.count += 1
+        if len(self.examples) < self.keep:
+            self.examples.append(example)
+
+    def summary(self, what: str) -> str:
+        """Put the count and the examples into one line."""
+        more = f"; and {self.count - len(self.examples)} more" if self.count > len(self.examples) else ""
+        return f"{self.count} {what}: {'; '.join(self.examples)}{more}"
+
+
+def load(item: Item, place: Place[Item], settings: LoaderSettings) -> Loaded:
+    """Decode one picture and draw it onto a new canvas. Raises ImageError."""
+    if item.refused is not None:
+        raise ImageError(item.refused)
+
+    def enough_for(image_hw: tuple[int, int]) -> tuple[int, int]:
+        return place(item, image_hw).resized_hw
+
+    picture = read_picture(item.path, settings.pictures, enough_for)
+    letterbox = place(item, picture.full_hw)
+    canvas = np.empty((*letterbox.canvas_hw, 3), np.uint8)
+    letterbox.draw(picture.rgb, canvas)
+    return Loaded(canvas, letterbox, picture.warning)
+
+
+class BatchReader(Generic[Item]):
+    """The one loop over a set of pictures: reads ahead, sets unreadable ones aside, groups by shape, reports progress.
+
+    It begins to decode when it is made, so that pictures are ready when the model is. Iterate once; leaving the loop
+    early ends its threads.
+
+    on_unreadable: told of each picture that can't be read, and why, in the order of the items.
+    total: how many items there are, for progress; None: no progress is reported.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Item],
+        place: Place[Item],
+        settings: LoaderSettings,
+        on_unreadable: Callable[[Item, ImageError], None],
+        progress: Optional[Progress] = None,
+        total: Optional[int] = None,
+    ) -> None:
+        self.unreadable = Tally()
+        self.damaged = Tally()
+        self._items = iter(items)
+        self._place = place
+        self._settings = settings
+        self._on_unreadable = on_unreadable
+        self._progress = progress or Progress()
+        self._total = total
+        self._finished = 0  # items that were handed out and worked on, or set aside
+        workers = min(settings.workers, os.cpu_count() or 1)
+        # OpenCV would start a team of its own inside each of our threads.
+        cv2.setNumThreads(0)
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
+        self._ahead: deque[tuple[Item, Union[Future[Loaded], None]]] = deque()
+        self._most_ahead = 2 * settings.batch_size + workers if workers else 1
+        self._fill()
+
+    def _fill(self) -> None:
+        """Keep as many pictures under way as may wait in memory."""
+        while len(self._ahead) < self._most_ahead:
+            item = next(self._items, None)
+            if item is None:
+                return
+            future = self._pool.submit(load, item, self._place, self._settings) if self._pool else None
+            self._ahead.append((item, future))
+
+    def _loaded(self) -> Iterator[tuple[Item, Loaded]]:
+        while self._ahead:
+            item, future = self._ahead.popleft()
+            try:
+                loaded = future.result() if future else load(item, self._place, self._settings)
+            except ImageError as error:
+                self.unreadable.add(str(error))
+                self._on_unreadable(item, error)
+                self._finish(1)
+            else:
+                if loaded.warning:
+                    self.damaged.add(f"{item.path}: {loaded.warning}")
+                yield item, loaded
+            self._fill()
+
+    def _finish(self, count: int) -> None:
+        self._finished += count
+        if self._total:
+            self._progress.at(self._finished / self._total)
+
+    def __iter__(self) -> Iterator[Batch[Item]]:
+        """Give the batches. A picture that waits for others of its shape holds up nothing: groups are cut when full,
+        when too many wait, and at the end."""
+        waiting: dict[tuple[int, int], Batch[Item]] = {}
+        most_waiting = 4 * self._settings.batch_size
+        try:
+            for item, loaded in self._loaded():
+                shape = loaded.letterbox.canvas_hw
+                group = waiting.setdefault(shape, Batch([], [], []))
+                group.items.append(item)
+                group.canvases.append(loaded.canvas)
+                group.letterboxes.append(loaded.letterbox)
+                if len(group) == self._settings.batch_size:
+                    yield waiting.pop(shape)
+                    self._finish(len(group))
+                elif sum(len(other) for other in waiting.values()) >= most_waiting:
+                    largest = max(waiting, key=lambda key: len(waiting[key]))
+                    group = waiting.pop(largest)
+                    yield group
+                    self._finish(len(group))
+            for group in waiting.values():
+                yield group
+                self._finish(len(group))
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        for _, future in self._ahead:
+            if future:
+                future.cancel()
+        if self._pool:
+            self._pool.shutdown(wait=False)
