@@ -69,21 +69,80 @@ class CandidateIndex:
         return text, path
 
     def _place(self, text: str) -> str:
-        """Give the absolute path that a text means, `..` taken out of it by its letters alone."""
-        path = self.roots.map_text(text)
-        if not path.startswith("/"):
-            below_root = f"{self.root_dir}/{path}"
-            below_assets = f"{self.assets_dir}/{path}"
-            path = below_root if os.path.exists(below_root) or not os.path.exists(below_assets) else below_assets  # noqa: PTH110
-        # By letters: /in/assets may be a link, and the system would go up from where it leads.
-        return os.path.normpath(path) if ".." in path else path
+        return _place(text, self.roots, self.root_dir, self.assets_dir)
 
     def _refusal(self, line: str, path: str) -> Optional[str]:
-        if ".." not in line.split("/"):
-            return None
-        if any(path.startswith(f"{folder}/") for folder in (self.root_dir, self.assets_dir)):
-            return None
-        return f"'..' leads out of {self.root_dir}"
+        return _refusal(line, path, self.root_dir, self.assets_dir)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One line of a training or validation index."""
+
+    index: int
+    image: Path
+    annotation: Optional[Path]  # None: the line names none
+    refused: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class PairIndex:
+    """A training or validation index file, `IMAGE<TAB>ANNOTATION`; read anew at each iteration, None holds no line.
+
+    Of several tabs the first counts between two files that are there, else the first.
+    """
+
+    file: Optional[Path]
+    root_dir: Path
+    assets_dir: Path
+    annotations_dir: Path
+    roots: Roots
+
+    def __iter__(self) -> Iterator[Pair]:
+        if self.file is None:
+            return
+        for index, text in enumerate(read_lines(self.file)):
+            image, annotation = self._split(text)
+            refused = _refusal(image, self._image(image), self.root_dir, self.assets_dir)
+            if annotation:
+                label = self._annotation(annotation)
+                refused = refused or _refusal(annotation, label, self.root_dir, self.annotations_dir)
+                yield Pair(index, Path(self._image(image)), Path(label), refused)
+            else:
+                yield Pair(index, Path(self._image(image)), None, refused)
+
+    def _split(self, text: str) -> tuple[str, str]:
+        parts = text.split("\t")
+        if len(parts) > 2:
+            for place in range(1, len(parts)):
+                image, annotation = "\t".join(parts[:place]), "\t".join(parts[place:])
+                if os.path.isfile(self._image(image)) and os.path.isfile(self._annotation(annotation)):  # noqa: PTH113
+                    return image, annotation
+        return parts[0], "\t".join(parts[1:]).strip()
+
+    def _image(self, text: str) -> str:
+        return _place(text, self.roots, self.root_dir, self.assets_dir)
+
+    def _annotation(self, text: str) -> str:
+        return _place(text, self.roots, self.root_dir, self.annotations_dir)
+
+
+def _place(text: str, roots: Roots, root_dir: Path, folder: Path) -> str:
+    """Give the absolute path that a text means: relative ones from root_dir, or else from `folder`."""
+    path = roots.map_text(text)
+    if not path.startswith("/"):
+        below_root, below_folder = f"{root_dir}/{path}", f"{folder}/{path}"
+        in_root = os.path.exists(below_root) or not os.path.exists(below_folder)  # noqa: PTH110
+        path = below_root if in_root else below_folder
+    # By letters: /in/assets may be a link, and the system would go up from where it leads.
+    return os.path.normpath(path) if ".." in path else path
+
+
+def _refusal(text: str, path: str, *folders: Path) -> Optional[str]:
+    """Say why a path must not be opened: its `..` leads out of every folder of the task."""
+    if ".." not in text.split("/") or any(path.startswith(f"{folder}/") for folder in folders):
+        return None
+    return f"'..' leads out of {folders[0]}"
 
 
 def candidate_index(task: TaskConfig) -> CandidateIndex:
@@ -93,6 +152,26 @@ def candidate_index(task: TaskConfig) -> CandidateIndex:
         raise DatasetError("input.candidate_index_file: is empty, need the index of the pictures (env.yaml)")
     open_regular(env.input.candidate_index_file, DatasetError).close()
     return CandidateIndex(env.input.candidate_index_file, env.input.root_dir, env.input.assets_dir, task.roots)
+
+
+def training_index(task: TaskConfig) -> PairIndex:
+    """Give the task's training index. Raises DatasetError where env.yaml names none, or it can't be opened."""
+    file = task.env.input.training_index_file
+    if file is None:
+        raise DatasetError("input.training_index_file: is empty, need the index of the training set (env.yaml)")
+    return _pair_index(task, file)
+
+
+def validation_index(task: TaskConfig) -> PairIndex:
+    """Give the task's validation index, which holds no line where env.yaml names none."""
+    return _pair_index(task, task.env.input.val_index_file)
+
+
+def _pair_index(task: TaskConfig, file: Optional[Path]) -> PairIndex:
+    places = task.env.input
+    if file is not None:
+        open_regular(file, DatasetError).close()
+    return PairIndex(file, places.root_dir, places.assets_dir, places.annotations_dir, task.roots)
 
 
 def read_lines(file: PathLike) -> Iterator[str]:

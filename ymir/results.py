@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -257,6 +258,7 @@ def write_stages(
     *,
     old_protocol: bool = False,
     attachments: Optional[Mapping[str, Sequence[str]]] = None,
+    evaluate_config: Mapping[str, float] = EVALUATE_CONFIG,
 ) -> tuple[ModelStage, ...]:
     """Replace result.yaml, and give the stages that stand in it; the folders of others may be deleted.
 
@@ -276,7 +278,7 @@ def write_stages(
             "model_stages": {stage.name: _stage_entry(stage) for stage in kept},
             "best_stage_name": best.name,
             "mAP": float(best.mean_ap),
-            "evaluate_config": dict(EVALUATE_CONFIG),
+            "evaluate_config": dict(evaluate_config),
         }
         present = {key: [file for file in files if _is_there(file, models_dir)] for key, files in _items(attachments)}
         if any(present.values()):
@@ -287,11 +289,14 @@ def write_stages(
 
 
 def read_stages(path: Path) -> tuple[ModelStage, ...]:
-    """Read back the stages of a result.yaml (protocol 1.0.0 and later) that this executor wrote; none: ()."""
+    """Read back the stages of a result.yaml that this executor wrote, of either protocol; no file: ()."""
     if not path.exists():
         return ()
     try:
-        entries = read_yaml(path, ExecutorError)["model_stages"].values()
+        content = read_yaml(path, ExecutorError)
+        if "model" in content:
+            return (ModelStage("model", tuple(content["model"]), float(content["map"]), 0),)
+        entries = content["model_stages"].values()
         return tuple(
             ModelStage(str(entry["stage_name"]), tuple(entry["files"]), float(entry["mAP"]), int(entry["timestamp"]))
             for entry in entries
@@ -299,6 +304,13 @@ def read_stages(path: Path) -> tuple[ModelStage, ...]:
     except (ExecutorError, AttributeError, KeyError, TypeError, ValueError) as cause:
         LOGGER.warning("%s: is no list of stages (%s), it is started anew", path, type(cause).__name__)
         return ()
+
+
+def matching_files(models_dir: Path, patterns: str) -> tuple[str, ...]:
+    """Give the files of models_dir that one of the comma-separated regular expressions finds itself in, by name."""
+    found = [re.compile(pattern.strip()) for pattern in patterns.split(",") if pattern.strip()]
+    names = sorted(file.name for file in models_dir.iterdir() if file.is_file()) if found else []
+    return tuple(name for name in names if any(pattern.search(name) for pattern in found))
 
 
 def _stage_entry(stage: ModelStage) -> dict[str, Any]:

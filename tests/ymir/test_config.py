@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
@@ -354,6 +354,7 @@ def test_params_are_frozen() -> None:
 
 
 # What people write in a form: any text at all, in any key.
+@settings(deadline=None)
 @given(key=st.sampled_from(sorted(TaskParams.model_fields)), value=st.text() | st.floats() | st.integers() | st.none())
 def test_any_value_is_read_or_told_in_one_line(key: str, value: Any) -> None:
     try:
@@ -365,11 +366,13 @@ def test_any_value_is_read_or_told_in_one_line(key: str, value: Any) -> None:
         assert read_params(params.model_dump(exclude_defaults=True)).model_dump() == params.model_dump()
 
 
+@settings(deadline=None)
 @given(value=st.floats(0, 1))
 def test_a_number_survives_the_platforms_string(value: float) -> None:
     assert read_params({"conf_thres": str(value)}).conf_thres == value
 
 
+@settings(deadline=None)
 @given(names=st.lists(st.text(min_size=1).filter(str.strip), min_size=1, unique=True))
 def test_a_list_of_names_comes_back_as_it_was(names: list[str]) -> None:
     assert read_params({"class_names": names}).class_names == tuple(names)

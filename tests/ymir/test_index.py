@@ -152,7 +152,7 @@ def test_count_counts_the_candidates(task_dirs: Task) -> None:
     assert index.count() == len(list(index)) == 3
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(names=st.lists(st.binary(min_size=1, max_size=20).filter(lambda name: b"\n" not in name), max_size=10))
 def test_any_bytes_are_read_without_an_error(tmp_path_factory: pytest.TempPathFactory, names: list[bytes]) -> None:
     folder = tmp_path_factory.mktemp("i")

@@ -162,6 +162,7 @@ def test_names_that_are_no_utf8_do_not_spoil_the_file(tmp_path: Path) -> None:
     assert path.read_bytes().decode("utf-8").splitlines()[1] == "c\\udcff"
 
 
+@settings(deadline=None)
 @given(text=st.text())
 def test_one_line_is_one_line(text: str) -> None:
     line = one_line(text)
@@ -169,7 +170,7 @@ def test_one_line_is_one_line(text: str) -> None:
     assert "\t" not in line
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(fractions=st.lists(st.floats(), max_size=20))
 def test_whatever_is_reported_it_rises_inside_0_to_1(
     tmp_path_factory: pytest.TempPathFactory, fractions: list[float]

@@ -101,7 +101,7 @@ def test_a_score_that_is_not_finite_is_an_error_and_leaves_the_old_file(tmp_path
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     pairs=st.lists(
         st.tuples(st.text("ab/.é", min_size=1, max_size=4), st.sampled_from([0.1, 0.2, 1e-9]) | st.floats(-9, 9)),
@@ -228,7 +228,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 SIZE = st.integers(1, 3000)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(hw=st.tuples(SIZE, SIZE), shares=st.tuples(*[st.floats(0, 1, width=32)] * 4))
 def test_whole_boxes_lie_inside_the_picture(hw: tuple[int, int], shares: tuple[float, float, float, float]) -> None:
     height, width = hw
@@ -337,9 +337,7 @@ def test_stages_are_read_back(tmp_path: Path) -> None:
     assert read_stages(tmp_path / "none.yaml") == ()
 
 
-@pytest.mark.parametrize(
-    "content", ["", "- a\n", "model: [a]\nmap: 0.5\n", "model_stages: {a: 5}\n", "{", "model_stages: 5"]
-)
+@pytest.mark.parametrize("content", ["", "- a\n", "model: 5\n", "model_stages: {a: 5}\n", "{", "model_stages: 5"])
 def test_a_result_that_is_no_list_of_stages_counts_as_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "result.yaml").write_text(content)
     assert read_stages(tmp_path / "result.yaml") == ()
