@@ -127,9 +127,12 @@ class TaskConfig:
     roots: Roots
 
 
-def read_task(in_dir: Path = Path(IN_ROOT), out_dir: Path = Path(OUT_ROOT)) -> TaskConfig:
-    """Read env.yaml and the configuration it names. Raises ConfigError or ObjectTypeError, in one line."""
-    env = read_env(in_dir, out_dir)
+def read_task(in_dir: Path = Path(IN_ROOT), out_dir: Path = Path(OUT_ROOT), env: Optional[Env] = None) -> TaskConfig:
+    """Read env.yaml, unless `env` was read already, and the configuration it names.
+
+    Raises ConfigError or ObjectTypeError, in one line.
+    """
+    env = read_env(in_dir, out_dir) if env is None else env
     file: Path = env.input.config_file
     raw = _read_mapping(file)
     params = read_params(raw, file.name)

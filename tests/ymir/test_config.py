@@ -38,6 +38,15 @@ def test_paths_come_back_absolute_and_mapped(write_task: Write) -> None:
     assert env.output.monitor_file == task.out_dir / "monitor.txt"
 
 
+def test_env_can_be_read_first_so_that_a_wrong_config_can_be_reported(write_task: Write) -> None:
+    task = write_task(config={"epochs": "x"})
+    env = read_env(task.in_dir, task.out_dir)
+    with pytest.raises(ConfigError, match="epochs"):
+        read_task(task.in_dir, task.out_dir, env)
+    task.write()
+    assert read_task(task.in_dir, task.out_dir, env).env is env
+
+
 def test_an_index_file_that_the_task_does_not_use_is_none(write_task: Write) -> None:
     env = read(write_task()).env
     assert env.input.training_index_file is None
