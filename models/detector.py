@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -238,11 +237,3 @@ def make_detector(checkpoint: Checkpoint, settings: EngineSettings, batch_size: 
         chunk=CPU_CHUNK if device.type == "cpu" else batch_size,
         pin_memory=settings.pin_memory and device.type == "cuda",
     )
-
-
-def input_side(img_size: int, stride: int, most: Optional[int] = None) -> int:
-    """Round an img_size up to the model's stride, with a line in the log where that changes it."""
-    side = math.ceil(img_size / stride) * stride
-    if side != img_size:
-        LOGGER.info("img_size %d is rounded up to %d, a multiple of the model's stride %d", img_size, side, stride)
-    return side

@@ -6,6 +6,8 @@ its own canvas, and a batch is a list of canvases of one shape, so nothing is co
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -20,9 +22,11 @@ import numpy.typing as npt
 
 from utils.errors import ImageError
 from utils.letterbox import LETTERBOXES, Letterbox
-from utils.pictures import read_picture
+from utils.pictures import read_picture, read_picture_hw
 from utils.progress import Progress
 from utils.settings import LoaderSettings
+
+LOGGER = logging.getLogger(__name__)
 
 Canvas = npt.NDArray[np.uint8]  # (H, W, 3) RGB
 
@@ -62,6 +66,14 @@ class Placing:
     def __call__(self, item: Readable, image_hw: tuple[int, int]) -> Letterbox:
         """Give the letterbox of a picture of that size."""
         return LETTERBOXES[self.letterbox](image_hw, self.side, self.stride)
+
+
+def input_side(img_size: int, stride: int) -> int:
+    """Round an img_size up to the model's stride, with a line in the log where that changes it."""
+    side = math.ceil(img_size / stride) * stride
+    if side != img_size:
+        LOGGER.info("img_size %d is rounded up to %d, a multiple of the model's stride %d", img_size, side, stride)
+    return side
 
 
 Place = Callable[[Item, tuple[int, int]], Letterbox]
@@ -128,6 +140,18 @@ def load(item: Item, place: Place[Item], settings: LoaderSettings) -> Loaded:
     return Loaded(canvas, letterbox, picture.warning)
 
 
+def check(item: Item, place: Place[Item], settings: LoaderSettings) -> Loaded:
+    """Read no more of a picture than tells that it is one; its canvas is empty. Raises ImageError."""
+    if item.refused is not None:
+        raise ImageError(item.refused)
+    image_hw = read_picture_hw(item.path, settings.pictures)
+    nowhere = Letterbox(image_hw, (0, 0), (0, 0), 1.0, 0, 0)
+    return Loaded(np.empty((0, 0, 3), np.uint8), nowhere, None)
+
+
+Loading = Callable[[Item, Place[Item], LoaderSettings], Loaded]
+
+
 class BatchReader(Generic[Item]):
     """The one loop over a set of pictures: reads ahead, sets unreadable ones aside, groups by shape, reports progress.
 
@@ -136,6 +160,7 @@ class BatchReader(Generic[Item]):
 
     on_unreadable: told of each picture that can't be read, and why, in the order of the items.
     total: how many items there are, for progress; None: no progress is reported.
+    loading: `load`, or `check` where nobody looks at the pixels.
     """
 
     def __init__(
@@ -146,12 +171,14 @@ class BatchReader(Generic[Item]):
         on_unreadable: Callable[[Item, ImageError], None],
         progress: Optional[Progress] = None,
         total: Optional[int] = None,
+        loading: Loading[Item] = load,
     ) -> None:
         self.unreadable = Tally()
         self.damaged = Tally()
         self._items = iter(items)
         self._place = place
         self._settings = settings
+        self._loading = loading
         self._on_unreadable = on_unreadable
         self._progress = progress or Progress()
         self._total = total
@@ -170,14 +197,14 @@ class BatchReader(Generic[Item]):
             item = next(self._items, None)
             if item is None:
                 return
-            future = self._pool.submit(load, item, self._place, self._settings) if self._pool else None
+            future = self._pool.submit(self._loading, item, self._place, self._settings) if self._pool else None
             self._ahead.append((item, future))
 
     def _loaded(self) -> Iterator[tuple[Item, Loaded]]:
         while self._ahead:
             item, future = self._ahead.popleft()
             try:
-                loaded = future.result() if future else load(item, self._place, self._settings)
+                loaded = future.result() if future else self._loading(item, self._place, self._settings)
             except ImageError as error:
                 self.unreadable.add(str(error))
                 self._on_unreadable(item, error)
