@@ -34,8 +34,8 @@ _SIZES_FOLLOW = 0x0008
 
 # yolov5x6 with its optimizer has some 3,000 members; a directory entry costs about 300 bytes of memory.
 _MAX_MEMBERS = 100_000
-# Weights deflate to a half at best; whole zero buffers occur. torch itself stores without compression.
-_MAX_RATIO, _RATIO_ALLOWANCE = 16, 1 << 20
+# Weights deflate to a half at best (torch itself doesn't compress), so what unpacks to more holds something else.
+_MAX_RATIO, _RATIO_ALLOWANCE = 4, 1 << 20
 
 _MEMBER_NAME = re.compile(rb"[A-Za-z0-9_.\-]+(/[A-Za-z0-9_.\-]+)*")
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that torch < 1.6 begins with
@@ -64,6 +64,11 @@ class Archive:
     size: int  # bytes of the whole file
     members: dict[str, Member]
 
+    @property
+    def most_bytes(self) -> int:
+        """What its contents may come to in memory, all together."""
+        return _most_bytes(self.size)
+
     def read(self, name: str) -> bytearray:
         """All bytes of a member, checked against its CRC; writable, and the caller's own. Raises WeightsError."""
         member = self.members[name]
@@ -81,6 +86,10 @@ def opened(path: Path) -> Iterator[Archive]:
         size = os.fstat(file.fileno()).st_size
         _check_beginning(path, _read_at(path, file, 0, min(size, 16)))
         yield Archive(path, file, size, _named(path, _directory(path, file, size)))
+
+
+def _most_bytes(file_size: int) -> int:
+    return _MAX_RATIO * file_size + _RATIO_ALLOWANCE
 
 
 def _refusal(path: Path, reason: str) -> WeightsError:
@@ -105,7 +114,7 @@ def _check_beginning(path: Path, head: bytearray) -> None:
         return
     if not head:
         raise _refusal(path, "is empty, not a checkpoint")
-    if head == _LEGACY_MAGIC:
+    if head.startswith(_LEGACY_MAGIC):
         raise _refusal(
             path, "was saved by a torch older than 1.6 (or without its zip format); load and save it with a newer one"
         )
@@ -215,7 +224,7 @@ def _placed(path: Path, entries: list[tuple[Any, ...]], directory: int, file_siz
         members.append(Member(name, flags, method, crc, packed, size, header, ends[header]))
     if len(ends) != len(entries):
         raise _refusal(path, "two members of the zip are one and the same place")
-    if sum(member.size for member in members) > _MAX_RATIO * file_size + _RATIO_ALLOWANCE:
+    if sum(member.size for member in members) > _most_bytes(file_size):
         raise _refusal(path, "would unpack to far more than weights can be compressed to")
     return members
 

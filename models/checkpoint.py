@@ -19,21 +19,20 @@ import numpy as np
 import numpy.typing as npt
 
 from models.archive import Archive, opened
-from models.unpickle import Holder, TensorData, array_of, numbers_of, read_pickle
+from models.unpickle import Array, Holder, TensorData, arrays_of, numbers_of, read_pickle, shown
 from utils.errors import WeightsError
 
-Array = npt.NDArray[Any]
 Plain = Union[None, bool, int, float, str]
 
 # yolov5x6 has 574 modules, five deep.
-_MAX_MODULES, _MAX_MODULE_DEPTH = 20_000, 32
-_MAX_YAML_NODES, _MAX_YAML_DEPTH, _MAX_YAML_TEXT = 20_000, 16, 500
-_MAX_CLASSES, _MAX_NAME = 30_000, 200
+_MAX_MODULES, _MAX_MODULE_DEPTH, _MAX_ENTRIES = 20_000, 32, 100_000
+_MAX_YAML_NODES, _MAX_YAML_DEPTH, _MAX_YAML_TEXT, _MAX_YAML_NUMBER = 20_000, 16, 500, 1e6
+_MAX_CLASSES, _MAX_NAME = 10_000, 200
 _STRIDES = frozenset(1 << power for power in range(8))  # to 128
 _MAX_ANCHOR_PX = 1e6
 _MAX_META, _MAX_META_TEXT = 100, 1000
 _WRAPPERS = MappingProxyType({"DataParallel": "module", "DistributedDataParallel": "module", "AutoShape": "model"})
-# The numbers in an activation's constructor that change what it computes, in their order.
+# The activations a Conv may have, each with the numbers of its constructor that change what it computes, in order.
 _ACTIVATION_NUMBERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "LeakyReLU": ("negative_slope",),
@@ -43,10 +42,13 @@ _ACTIVATION_NUMBERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "Softplus": ("beta", "threshold"),
         "Threshold": ("threshold", "value"),
         "RReLU": ("lower", "upper"),
+        **dict.fromkeys(("ReLU", "ReLU6", "SELU", "GELU", "SiLU", "Mish", "Hardswish", "Hardsigmoid"), ()),
+        **dict.fromkeys(("Sigmoid", "LogSigmoid", "Tanh", "Tanhshrink", "Softsign", "PReLU"), ()),
         "Hardshrink": ("lambd",),
         "Softshrink": ("lambd",),
     }
 )
+_KEY = re.compile(r"\w{1,80}")  # one part of a state-dict name
 # Control characters, line separators and lone surrogates: what would break a line of a log or of a result.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
@@ -102,12 +104,12 @@ class _Reader:
         names = self._names(model.get("names"))
         nc = detect.get("nc")
         if type(nc) is not int or nc != len(names):
-            raise self.refusal(f"its head has {_shown(nc)} classes, but {len(names)} names are stored")
+            raise self.refusal(f"its head has {_described(nc)} classes, but {len(names)} names are stored")
         strides = self._strides(model, detect)
         return Checkpoint(
             path=self.archive.path,
             state=MappingProxyType(self._state(model)),
-            yaml=MappingProxyType(self._yaml(model.get("yaml"))),
+            yaml=MappingProxyType(self._yaml(model.get("yaml"), nc)),
             names=names,
             nc=nc,
             strides=strides,
@@ -144,43 +146,49 @@ class _Reader:
                 raise self.refusal(f"its modules lie more than {_MAX_MODULE_DEPTH} deep in one another")
             for key, child in reversed(_children(module).items()):
                 if isinstance(child, Holder):
-                    waiting.append((f"{name}{_shown(key)}.", child, depth + 1))
+                    waiting.append((f"{name}{self._key(key)}.", child, depth + 1))
                 elif child is not None:
-                    raise self.refusal(f"holds something that is no module at {_shown(name + str(key))}")
+                    raise self.refusal(f"holds something that is no module at {shown(name)}{_described(key)}")
+                if len(waiting) > _MAX_MODULES:  # a module of many children, over and over
+                    raise self.refusal(f"has more than {_MAX_MODULES} modules")
         raise self.refusal(f"has more than {_MAX_MODULES} modules")
+
+    def _key(self, key: Any) -> str:
+        """One part of a state-dict name."""
+        if isinstance(key, str) and _KEY.fullmatch(key):
+            return key
+        raise self.refusal(f"names a module or a tensor {_described(key)}")
 
     def _detect(self, model: Holder) -> Holder:
         """The one detection head."""
-        heads = {module.kind: module for _, module in self._modules(model)}
+        modules = [module for _, module in self._modules(model)]
         for kind, task in (("Segment", "segmentation"), ("Classify", "classification"), ("Pose", "pose")):
-            if kind in heads:
+            if any(module.kind == kind for module in modules):
                 raise self.refusal(f"is a {task} model; this executor needs a detection model (head Detect)")
-        found = [module for _, module in self._modules(model) if module.kind == "Detect"]
-        if len(found) != 1:
-            raise self.refusal(f"has {len(found)} detection heads (Detect), one is needed; is it a YOLOv5 model?")
-        return found[0]
+        heads = [module for module in modules if module.kind == "Detect"]
+        if len(heads) != 1:
+            raise self.refusal(f"has {len(heads)} detection heads (Detect), one is needed; is it a YOLOv5 model?")
+        return heads[0]
 
     def _state(self, model: Holder) -> dict[str, Array]:
         """Every parameter and persistent buffer, in the order and with the names of torch's state_dict()."""
         tensors: dict[str, TensorData] = {}
+        entries = 0
         for prefix, module in self._modules(model):
             passing = module.get("_non_persistent_buffers_set")
-            skipped = passing if isinstance(passing, set) else set()
             # v5.0 kept the anchors a second time, scaled and spread, in the head's state.
-            skipped = skipped | {"anchor_grid"} if module.kind == "Detect" else skipped
-            for group in ("_parameters", "_buffers"):
-                for key, tensor in _dict(module.get(group)).items():
-                    if tensor is None or (group == "_buffers" and key in skipped):
-                        continue
-                    if not isinstance(tensor, TensorData) or not isinstance(key, str):
-                        raise self.refusal(f"holds something that is no tensor at {_shown(prefix + str(key))}")
-                    tensors[prefix + key] = tensor
-        if not tensors:
-            raise self.refusal("holds no weights")
-        total = sum(tensor.size for tensor in tensors.values())
-        if total > 2 * self.archive.size:  # strides of 0, or one storage taken many times
-            raise self.refusal("its tensors would take more than twice the file's size")
-        return {name: array_of(self.archive, tensor) for name, tensor in tensors.items()}
+            skipped = {"anchor_grid", *(passing if isinstance(passing, set) else ())}
+            parameters, buffers = _dict(module.get("_parameters")), _dict(module.get("_buffers"))
+            entries += len(skipped) + len(parameters) + len(buffers)
+            if entries > _MAX_ENTRIES:
+                raise self.refusal(f"has more than {_MAX_ENTRIES} tensors")
+            persistent = {key: tensor for key, tensor in buffers.items() if key not in skipped}
+            for key, tensor in [*parameters.items(), *persistent.items()]:
+                if isinstance(tensor, TensorData):
+                    tensors[prefix + self._key(key)] = tensor
+                elif tensor is not None:
+                    raise self.refusal(f"holds something that is no tensor at {shown(prefix)}{_described(key)}")
+        return arrays_of(self.archive, tensors)
 
     def _names(self, stored: Any) -> tuple[str, ...]:
         """Class names from a list (to v6.1) or a dict by number (later)."""
@@ -223,14 +231,14 @@ class _Reader:
     def _small_array(self, stored: Any, name: str, dimensions: int) -> npt.NDArray[np.float64]:
         """A tensor of a few numbers, at most 1000, in the dtype to reckon with."""
         if not isinstance(stored, TensorData) or len(stored.shape) != dimensions or not 0 < stored.elements <= 1000:
-            raise self.refusal(f"has no {name} as YOLOv5 stores them")
-        return array_of(self.archive, stored).astype(np.float64)
+            raise self.refusal(f"has no {name} as YOLOv5 stores them (is it an anchor-free model?)")
+        return arrays_of(self.archive, {name: stored})[name].astype(np.float64)
 
-    def _yaml(self, stored: Any) -> dict[str, Any]:
+    def _yaml(self, stored: Any, nc: int) -> dict[str, Any]:
         if not isinstance(stored, dict) or not {"backbone", "head"} <= set(stored):
             raise self.refusal("holds no yaml with backbone and head, which the model is built from")
         copied: dict[str, Any] = self._copied(stored, 0, [0])
-        return copied
+        return {**copied, "nc": nc}
 
     def _copied(self, value: Any, depth: int, count: list[int]) -> Any:
         """A copy of plain values that shares nothing, so no loop. count: one number, the nodes so far."""
@@ -238,14 +246,14 @@ class _Reader:
         if depth > _MAX_YAML_DEPTH or count[0] > _MAX_YAML_NODES:
             raise self.refusal("its yaml is nested too deep, in a loop, or too large")
         if isinstance(value, dict):
-            return {_shown(key): self._copied(item, depth + 1, count) for key, item in value.items()}
+            return {_described(key): self._copied(item, depth + 1, count) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [self._copied(item, depth + 1, count) for item in value]
-        if value is None or isinstance(value, (bool, int, float)):
+        if value is None or (isinstance(value, (int, float)) and abs(value) <= _MAX_YAML_NUMBER):  # so no NaN
             return value
         if isinstance(value, str) and len(value) <= _MAX_YAML_TEXT:
             return _UNPRINTABLE.sub(" ", value)
-        raise self.refusal("its yaml holds something else than numbers and short texts")
+        raise self.refusal("its yaml holds something else than usual numbers and short texts")
 
     def _activation(self, model: Holder) -> str:
         """What the Conv layers activate with, if it isn't SiLU."""
@@ -260,11 +268,13 @@ class _Reader:
         return "" if text == "nn.SiLU()" else text
 
     def _activation_text(self, act: Holder) -> str:
-        if not act.name.startswith("torch.nn.modules.activation."):
-            raise self.refusal(f"has an activation that torch.nn doesn't have, {_shown(act.name)}")
-        numbers = [act.get(attribute) for attribute in _ACTIVATION_NUMBERS.get(act.kind, ())]
+        if act.name != f"torch.nn.modules.activation.{act.kind}" or act.kind not in _ACTIVATION_NUMBERS:
+            raise self.refusal(f"has an activation that isn't torch.nn's, {shown(act.name)}")
+        if act.get("approximate") not in (None, "none") or act.get("num_parameters") not in (None, 1):
+            raise self.refusal(f"its activation {act.kind} has unusual arguments")
+        numbers = [act.get(attribute) for attribute in _ACTIVATION_NUMBERS[act.kind]]
         if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-            raise self.refusal(f"its activation {_shown(act.kind)} lacks its numbers")
+            raise self.refusal(f"its activation {act.kind} lacks its numbers")
         return f"nn.{act.kind}({', '.join(map(repr, numbers))})"
 
 
@@ -276,10 +286,9 @@ def _children(module: Holder) -> dict[Any, Any]:
     return _dict(module.get("_modules"))
 
 
-def _shown(value: Any) -> str:
+def _described(value: Any) -> str:
     """A value from the file as it may stand in an error: one short line, never a tree."""
-    text = str(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
-    return _UNPRINTABLE.sub("?", text[:80])
+    return shown(str(value)) if isinstance(value, (str, int, float, type(None))) else type(value).__name__
 
 
 def _meta(root: Any) -> dict[str, Plain]:
@@ -293,5 +302,5 @@ def _meta(root: Any) -> dict[str, Plain]:
             value = _UNPRINTABLE.sub(" ", value[:_MAX_META_TEXT])
         is_plain = value is None or isinstance(value, (bool, int, float, str))
         if isinstance(key, str) and is_plain and len(key) <= _MAX_NAME and len(meta) < _MAX_META:
-            meta[_shown(key)] = value
+            meta[shown(key)] = value
     return meta

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -26,16 +27,20 @@ import numpy.typing as npt
 from models.archive import Archive
 from utils.errors import WeightsError
 
+Array = npt.NDArray[Any]
+
 # yolov5x6 with its EMA and its optimizer has some 250,000 opcodes in 700 KB. An opcode makes one object at most, the
 # largest (an empty set) of 216 bytes, so that this bounds memory as well as time.
 _MAX_PICKLE_BYTES = 16 << 20
 _MAX_OPCODES = 1_000_000
-_MAX_COPIED = 16 << 20
+_MAX_COPIED = 4 << 20
 _MAX_INT_BYTES = 16
-_MAX_KEY = 1 << 53  # integers from 2**61 - 1 on can be chosen to hash alike, which makes a dict take for ever
+_MAX_NUMBER = 1 << 53  # of a key: integers from 2**61 - 1 on can be chosen to hash alike, and a dict takes for ever
 _MAX_DIMENSIONS = 8
 _MAX_NUMPY_BYTES = 1 << 16  # such arrays hold a score or two
+_MAX_CLASS_NAME = 200
 _MAX_SHOWN = 80
+_MAX_WEIGHTS_BYTES = 4 << 30  # yolov5x6 in double precision has 1.1 GB
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,7 @@ _DTYPES: Mapping[str, Dtype] = MappingProxyType(
         "UntypedStorage": Dtype("uint8", "u1"),
     }
 )
-_TORCH_DTYPES = frozenset(
-    [*("float16", "half", "float32", "float", "float64", "double", "bfloat16", "bool")]
-    + [*("int64", "long", "int32", "int", "int16", "short", "int8", "uint8")]
-)
+_TORCH_DTYPE = re.compile(r"float(16|32|64)?|bfloat16|half|double|int(8|16|32|64)?|short|long|uint8|bool")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +81,7 @@ class Storage:
 
 @dataclass(frozen=True, eq=False)
 class TensorData:
-    """A view of a storage, still on disk: its reach was checked. array_of() reads it."""
+    """A view of a storage, still on disk: its reach was checked. arrays_of() reads it."""
 
     storage: Storage
     offset: int  # elements from the storage's beginning
@@ -106,7 +108,7 @@ class Holder:
     state: Any = None  # what BUILD gave; of a torch module the dict of its attributes
 
     def __repr__(self) -> str:  # never the tree below it, which may be a loop
-        return f"<{_shown(self.name)}>"
+        return f"<{shown(self.name)}>"
 
     @property
     def kind(self) -> str:
@@ -144,23 +146,51 @@ def read_pickle(archive: Archive) -> Any:
     return _Machine(archive).run()
 
 
-def array_of(archive: Archive, tensor: TensorData) -> npt.NDArray[Any]:
-    """The tensor's values, contiguous and the caller's own; bfloat16 becomes float32, which holds it exactly.
+def arrays_of(archive: Archive, tensors: Mapping[str, TensorData]) -> dict[str, Array]:
+    """The tensors' values, contiguous, each in memory of its own; bfloat16 becomes float32, which holds it exactly.
 
-    Raises WeightsError for a damaged member, and where a stride of 0 would blow a tensor up beyond the file's size.
+    Every storage is read once; one that belongs to a single tensor isn't copied again. Raises WeightsError for a
+    damaged member and where strides of 0, or one storage under many names, would take far more than the file.
     """
-    if tensor.size > archive.size:
-        raise WeightsError(f"{archive.path}: holds a tensor of {tensor.size} bytes, more than the file has")
-    dtype = tensor.storage.dtype
-    big_endian = "byteorder" in archive.members and archive.read("byteorder") == b"big"
-    stored = np.dtype((">" if big_endian else "<") + dtype.code)
-    content = archive.read(f"data/{tensor.storage.key}")
+    size = sum(tensor.size for tensor in tensors.values())
+    if size > min(archive.most_bytes, _MAX_WEIGHTS_BYTES):
+        raise WeightsError(f"{archive.path}: holds tensors of {size} bytes, more than the file can have")
+    order = _byte_order(archive)
+    uses = Counter(tensor.storage.key for tensor in tensors.values())
+    shared: dict[str, bytearray] = {}
+    arrays = {}
+    for name, tensor in tensors.items():
+        key = tensor.storage.key
+        content = shared[key] if key in shared else archive.read(f"data/{key}")
+        if uses[key] > 1:
+            shared[key] = content
+        view = _view(archive, tensor, content, order)
+        is_whole = uses[key] == 1 and tensor.elements == tensor.storage.elements and view.flags.c_contiguous
+        arrays[name] = _native(view if is_whole else view.copy(), tensor.storage.dtype)
+    return arrays
+
+
+def _byte_order(archive: Archive) -> str:
+    """< or >, as the file says; old files say nothing and are little-endian."""
+    written = bytes(archive.read("byteorder")) if "byteorder" in archive.members else b"little"
+    if written not in (b"little", b"big"):
+        raise WeightsError(f"{archive.path}: its byteorder is neither little nor big")
+    return ">" if written == b"big" else "<"
+
+
+def _view(archive: Archive, tensor: TensorData, content: bytearray, order: str) -> Array:
+    """The tensor over its storage's bytes. order: of a number's bytes, < or >."""
+    stored = np.dtype(order + tensor.storage.dtype.code)
     strides = [step * stored.itemsize for step in tensor.stride]
-    try:
-        values: npt.NDArray[Any] = np.ndarray(tensor.shape, stored, content, tensor.offset * stored.itemsize, strides)
-    except (ValueError, TypeError) as cause:  # numpy checks the reach again
+    try:  # numpy checks the reach again
+        return np.ndarray(tensor.shape, stored, content, tensor.offset * stored.itemsize, strides)
+    except (ValueError, TypeError) as cause:
         raise WeightsError(f"{archive.path}: holds a tensor that doesn't fit its storage") from cause
-    values = np.require(values, stored.newbyteorder("="), ["C", "W"]).reshape(tensor.shape)
+
+
+def _native(values: Array, dtype: Dtype) -> Array:
+    """The values in this machine's byte order and in a type that numpy has."""
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if dtype.is_bfloat16:  # the upper half of a float32
         return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return values.astype(np.bool_) if dtype.name == "bool" else values
@@ -179,8 +209,8 @@ def numbers_of(value: Any) -> Any:
     return np.frombuffer(content, code).tolist()
 
 
-def _shown(text: str) -> str:
-    """Text from the file as it may stand in an error: one line, short."""
+def shown(text: str) -> str:
+    """Text from the file as it may stand in a message: one line, short."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:_MAX_SHOWN])
 
 
@@ -192,7 +222,7 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _MAX_KEY
+    return type(value) is int and 0 <= value < _MAX_NUMBER
 
 
 def _numpy_code(dtype: Any) -> Optional[np.dtype[Any]]:
@@ -228,7 +258,7 @@ def _rebuild_tensor(machine: _Machine, arguments: tuple[Any, ...]) -> TensorData
         last = offset + sum((side - 1) * step for side, step in zip(shape, stride))
         if last >= storage.elements:
             raise machine.refusal("describes a tensor that reaches outside its storage")
-    elif _product(tuple(side or 1 for side in shape)) >= _MAX_KEY:
+    elif _product(tuple(side or 1 for side in shape)) >= _MAX_NUMBER:
         raise machine.refusal("describes a tensor whose size overflows")
     return TensorData(storage, offset if 0 not in shape else 0, shape, stride)
 
@@ -242,6 +272,8 @@ def _rebuild_parameter(machine: _Machine, arguments: tuple[Any, ...]) -> TensorD
 
 
 def _ordered_dict(machine: _Machine, arguments: tuple[Any, ...]) -> dict[Any, Any]:
+    if not arguments:  # nearly all: the hooks of every module
+        return {}
     made: dict[Any, Any] = {}
     for pair in _only_list(machine, arguments):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
@@ -275,7 +307,7 @@ def _torch_size(machine: _Machine, arguments: tuple[Any, ...]) -> tuple[int, ...
 def _torch_device(machine: _Machine, arguments: tuple[Any, ...]) -> str:
     if not 1 <= len(arguments) <= 2 or not isinstance(arguments[0], str):
         raise machine.refusal("describes a torch.device by something else than its name")
-    return f"torch.device:{_shown(arguments[0])}"
+    return f"torch.device:{shown(arguments[0])}"
 
 
 def _encode(machine: _Machine, arguments: tuple[Any, ...]) -> bytes:
@@ -371,6 +403,8 @@ class _Machine:
                 operation(self)
         except (IndexError, struct.error) as cause:
             raise self.refusal("is broken off or takes more than there is") from cause
+        except KeyError as cause:
+            raise self.refusal("recalls an object that it hasn't made") from cause
         raise self.refusal(f"takes more than {_MAX_OPCODES} steps")
 
     def _last(self) -> Any:
@@ -413,7 +447,7 @@ class _Machine:
 
     def key(self, value: Any) -> Any:
         """The value, if a dict or a set may have it as a key without a way to make it slow."""
-        if type(value) is int and abs(value) < _MAX_KEY:
+        if type(value) is int and abs(value) < _MAX_NUMBER:
             return value
         if value is None or type(value) in (str, bool):
             return value
@@ -461,13 +495,29 @@ class _Machine:
             raise IndexError
         self.stack[-count:] = [tuple(self.stack[-count:])]
 
-    def _remember(self, index: int) -> None:
-        self.memo[index] = self.stack[-1]
+    # Two thirds of all opcodes are these four, so they do without a helper.
 
-    def _recall(self, index: int) -> None:
-        if index not in self.memo:
-            raise self.refusal("recalls an object that it hasn't made")
-        self.stack.append(self.memo[index])
+    def _remember_1(self) -> None:
+        self.memo[self.data[self.at]] = self.stack[-1]
+        self.at += 1
+
+    def _remember_4(self) -> None:
+        self.memo[_U4.unpack_from(self.data, self.at)[0]] = self.stack[-1]
+        self.at += 4
+
+    def _recall_1(self) -> None:
+        self.stack.append(self.memo[self.data[self.at]])
+        self.at += 1
+
+    def _push_int_1(self) -> None:
+        self.stack.append(self.data[self.at])
+        self.at += 1
+
+    def _recall_4(self) -> None:
+        self.stack.append(self.memo[self._number(_U4)])
+
+    def _remember_next(self) -> None:
+        self.memo[len(self.memo)] = self.stack[-1]
 
     def _append(self, items: list[Any]) -> None:
         target = self.stack[-1]
@@ -516,16 +566,18 @@ class _Machine:
         """Push what a name on the list stands for. There is no other way from a name to anything."""
         full = f"{module}.{name}"
         found: Any = None
+        if len(full) > _MAX_CLASS_NAME:
+            raise self.refusal(f"asks for a class with a name of {len(full)} letters")
         if full in _FUNCTIONS:
             found = _FUNCTIONS[full]
         elif module in ("torch", "torch.storage") and name in _DTYPES:
             found = _DTYPES[name]
-        elif module == "torch" and name in _TORCH_DTYPES:
+        elif module == "torch" and _TORCH_DTYPE.fullmatch(name):
             found = full
         elif full in _CLASSES or ("." not in name and _CLASS_PATTERN.fullmatch(full)):
             found = _Class(full)
         if found is None:
-            raise self.refusal(f"asks for {_shown(full)}, which isn't on the list of what a YOLOv5 checkpoint may hold")
+            raise self.refusal(f"asks for {shown(full)}, which isn't on the list of what a YOLOv5 checkpoint may hold")
         self.stack.append(found)
 
     def _reduce(self) -> None:
@@ -566,14 +618,14 @@ class _Machine:
         if known is None:
             member = self.archive.members.get(f"data/{key}")
             if member is None:
-                raise self.refusal(f"refers to storage {_shown(key)}, which isn't in the file")
+                raise self.refusal(f"refers to storage {shown(key)}, which isn't in the file")
             if member.size // np.dtype(dtype.code).itemsize != elements:
                 raise self.refusal(
-                    f"says that storage {_shown(key)} has {elements} elements, its member has another size"
+                    f"says that storage {shown(key)} has {elements} elements, its member has another size"
                 )
             known = self.storages[key] = Storage(key, dtype, elements)
         if known.dtype is not dtype or known.elements != elements:
-            raise self.refusal(f"describes storage {_shown(key)} in two ways")
+            raise self.refusal(f"describes storage {shown(key)} in two ways")
         self.stack.append(known)
 
 
@@ -595,7 +647,7 @@ def _table() -> list[Optional[_Operation]]:
         b"\x88": lambda machine: machine.stack.append(True),
         b"\x89": lambda machine: machine.stack.append(False),
         b"J": lambda machine: machine.stack.append(machine._number(_I4)),
-        b"K": lambda machine: machine.stack.append(machine._number(_U1)),
+        b"K": _Machine._push_int_1,
         b"M": lambda machine: machine.stack.append(machine._number(_U2)),
         b"G": lambda machine: machine.stack.append(machine._number(_F8)),
         b"\x8a": _Machine._push_long,
@@ -613,11 +665,11 @@ def _table() -> list[Optional[_Operation]]:
         b"\x85": lambda machine: machine._join(1),
         b"\x86": lambda machine: machine._join(2),
         b"\x87": lambda machine: machine._join(3),
-        b"q": lambda machine: machine._remember(machine._number(_U1)),
-        b"r": lambda machine: machine._remember(machine._number(_U4)),
-        b"\x94": lambda machine: machine._remember(len(machine.memo)),
-        b"h": lambda machine: machine._recall(machine._number(_U1)),
-        b"j": lambda machine: machine._recall(machine._number(_U4)),
+        b"q": _Machine._remember_1,
+        b"r": _Machine._remember_4,
+        b"\x94": _Machine._remember_next,
+        b"h": _Machine._recall_1,
+        b"j": _Machine._recall_4,
         b"a": _Machine._append_one,
         b"e": _Machine._append_many,
         b"s": _Machine._set_one,
