@@ -59,7 +59,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         env = read_env(arguments.in_dir, arguments.out_dir)
         monitor = Monitor(env.output.monitor_file, env.task_id)
         monitor.start()
-        task = read_task(arguments.in_dir, arguments.out_dir)
+        task = read_task(arguments.in_dir, arguments.out_dir, env)
         with stopping_politely(), beating(monitor), Console("task") as console:
 
             def report(fraction: float) -> None:

@@ -46,7 +46,7 @@ def pack_for_cpu(model: nn.Module, dtype: torch.dtype) -> bool:
     dtype: float32 or bfloat16, of weights and maps. The model must be folded. Where it can't (other builds, other
     processors), the model is as it was and runs as plain torch.
     """
-    if not _can_pack():
+    if not _can_pack(dtype):
         return False
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
@@ -59,11 +59,11 @@ def pack_for_cpu(model: nn.Module, dtype: torch.dtype) -> bool:
     return True
 
 
-def _can_pack() -> bool:
+def _can_pack(dtype: torch.dtype) -> bool:
     """True where torch has the operators that its own compiler uses for this (2.x on x86), and they work."""
     try:
-        conv = PackedConv(nn.Conv2d(8, 8, 3, padding=1), torch.float32, "swish", [])
-        conv(torch.zeros(1, 8, 8, 8).contiguous(memory_format=torch.channels_last))
+        conv = PackedConv(nn.Conv2d(8, 8, 3, padding=1), dtype, "swish", [])
+        conv(torch.zeros(1, 8, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last))
     except (AttributeError, RuntimeError, NotImplementedError, TypeError):
         return False
     return True
