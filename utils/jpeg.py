@@ -25,6 +25,11 @@ MAX_SCANS = 500  # real files have about ten, and each costs as much as decoding
 BREAKS_OFF = "breaks off; decoded as far as it goes"
 DAMAGED = "is damaged; decoded as far as it goes"
 
+_REFUSALS = (
+    ValueError,
+    RuntimeError,
+    KeyError,
+)  # what simplejpeg raises; KeyError for colour spaces it has no name for
 _END = b"\xff\xd9"  # the end marker
 _NO_DATA = 128  # what libjpeg makes of blocks without data, but for the inks of a YCCK: 127
 
@@ -69,7 +74,7 @@ def _decode_onto(canvas: Pixels, jpeg: bytes, factor: int, strict: bool) -> bool
         decoded = simplejpeg.decode_jpeg(
             jpeg, colours, min_height=height, min_width=width, min_factor=factor, buffer=canvas, strict=strict
         )
-    except (ValueError, RuntimeError):
+    except _REFUSALS:
         return False
     return bool(decoded.shape == canvas.shape)
 
@@ -78,7 +83,7 @@ def _is_known(content: bytes) -> bool:
     """Tell whether TurboJPEG's interface can read the headers at all."""
     try:
         simplejpeg.decode_jpeg_header(content, strict=False)
-    except (ValueError, RuntimeError):
+    except _REFUSALS:
         return False
     return True
 
