@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent
 SHARED = ROOT.parent / "shared"  # of the project's own machines
 TASK_ID = "demo"
 MAX_RESULT_BYTES = 1_000_000_000
-THUMBNAIL_PX = 480  # longer side
+THUMBNAIL_PX = 416  # longer side
 ALGORITHM = "entropy"
 
 
@@ -87,7 +87,7 @@ def _entry(in_dir: Path, line: str, score: float, boxes: tuple[PageBox, ...], re
         return PageEntry(name, (1, 1), b"", (), score, f"unreadable: {error}")
     height, width = _thumbnail_hw(picture.full_hw)
     small = cv2.resize(picture.rgb, (width, height), interpolation=cv2.INTER_AREA)
-    jpeg = simplejpeg.encode_jpeg(small, quality=80)
+    jpeg = simplejpeg.encode_jpeg(small, quality=75)
     return PageEntry(name, picture.full_hw, jpeg, boxes, score, remark)
 
 
