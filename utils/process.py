@@ -1,0 +1,80 @@
+"""What every door does with its own process: settle threads, caches and logging, and end with one line and a code."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Callable, NoReturn
+
+from utils.errors import ConfigError, DeviceMemoryError, ExecutorError
+
+INTERRUPTED = 130  # what a shell gives for Ctrl-C
+
+
+def prepare_process(log_format: str = "%(asctime)s %(levelname)s %(message)s") -> None:
+    """Settle, before torch loads, what a process decides once: threads, folders for caches, logging, odd names."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+    # Threads that wait for work would otherwise burn the core that a decoding thread needs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    scratch = Path(tempfile.gettempdir())
+    for name in ("MPLCONFIGDIR", "TORCH_HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"):
+        os.environ.setdefault(name, str(scratch / name.lower()))
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure: Any = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLineFormatter(log_format))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+class OneLineFormatter(logging.Formatter):
+    """Shows each record as one line, whatever names of files and classes hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the line."""
+        return one_line(super().format(record))
+
+
+def one_line(text: str) -> str:
+    """Give a text with a blank for each line break and other control character."""
+    return "".join(mark if mark.isprintable() else " " for mark in text)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose complaint is a ConfigError, like any other wrong setting, and not a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        raise ConfigError(f"{message} (--help lists the options)")
+
+
+def exit_code(run: Callable[[], None]) -> int:
+    """Run a command line's work; a failure becomes one line on stderr, the last one, and a code other than 0."""
+    try:
+        run()
+    except ExecutorError as error:
+        return _fail(str(error), 1)
+    except MemoryError:
+        return _fail(str(DeviceMemoryError("memory ran out; use a smaller --batch-size or --imgsz")), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End the process at once: libraries' exit handlers take time and may print behind the last line."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _fail(reason: str, code: int) -> int:
+    sys.stdout.flush()
+    sys.stderr.write(f"error: {one_line(reason)}\n")
+    sys.stderr.flush()
+    return code
