@@ -14,16 +14,16 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Callable, Optional
 
 from utils.console import Console
 from utils.errors import ConfigError, DeviceMemoryError, ExecutorError, ImageError, WeightsError
+from utils.process import prepare_process
 from utils.progress import Progress
 from ymir.config import TaskConfig, infer_config, mining_config, read_env, read_task
 from ymir.monitor import Monitor, one_line
@@ -78,21 +78,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         words = f"{type(error).__name__}: {error}; this is a defect of the executor, please report it"
         return fail(monitor, ExecutorError(words), traceback.format_exc())
     return 0
-
-
-def prepare_process() -> None:
-    """Settle, before torch loads, what a process decides once: threads, folders for caches, logging, odd names."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
-    # Threads that wait for work would otherwise burn the core that a decoding thread needs.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    scratch = Path(tempfile.gettempdir())
-    for name in ("MPLCONFIGDIR", "TORCH_HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"):
-        os.environ.setdefault(name, str(scratch / name.lower()))
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure: Any = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
 
 
 def fail(monitor: Monitor, error: ExecutorError, trace: str = "") -> int:

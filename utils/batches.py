@@ -188,7 +188,7 @@ class BatchReader(Generic[Item]):
         cv2.setNumThreads(0)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
         self._ahead: deque[tuple[Item, Union[Future[Loaded], None]]] = deque()
-        self._most_ahead = 2 * settings.batch_size + workers if workers else 1
+        self._most_ahead = settings.batch_size + 2 * workers if workers else 1
         self._fill()
 
     def _fill(self) -> None:

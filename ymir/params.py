@@ -29,6 +29,7 @@ from utils.settings import (
 OBJECT_TYPE_DETECTION = 2
 RESUMES = ("auto", "never")
 LARGEST = 2**31 - 1  # a whole number without a limit of its own
+MOST_SIDE_PX, MOST_BATCH, MOST_THREADS = 16_384, 65_536, 1024  # beyond these it can only be a slip
 SHOWN = 80  # characters of a wrong value that a message repeats
 TRUE_WORDS = ("true", "1", "yes", "on", "t", "y")
 FALSE_WORDS = ("false", "0", "no", "off", "f", "n")
@@ -222,9 +223,9 @@ class TaskParams(BaseModel):
     export_format: Text = "ark:raw"  # whether it was given: "export_format" in params.model_fields_set
 
     # all tasks
-    batch_size_per_gpu: Annotated[int, whole(1)] = 16
+    batch_size_per_gpu: Annotated[int, whole(1, MOST_BATCH)] = 16
     num_workers_per_gpu: Annotated[int, whole(0)] = 4
-    img_size: Annotated[int, whole(1)] = 640
+    img_size: Annotated[int, whole(1, MOST_SIDE_PX)] = 640
     precision: Annotated[str, choice(PRECISIONS)] = "auto"
     decode: Annotated[str, choice(DECODES)] = "exact"
     max_pixels: Annotated[int, whole(1)] = 200_000_000
@@ -250,7 +251,7 @@ class TaskParams(BaseModel):
     backend: Annotated[str, choice(BACKENDS)] = "auto"
     letterbox: Annotated[str, choice(LETTERBOX_NAMES)] = ""  # "" = the task's own: infer minimal, mining square
     max_det: Annotated[int, whole(1)] = 300
-    threads_per_rank: Annotated[int, whole(0)] = 0
+    threads_per_rank: Annotated[int, whole(0, MOST_THREADS)] = 0
 
     # mining
     mining_algorithm: Annotated[str, choice(MINING_ALGORITHMS)] = "aldd"
