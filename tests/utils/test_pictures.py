@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import struct
-import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -337,11 +336,9 @@ def test_only_regular_files_are_opened(what: str, tmp_path: Path) -> None:
         path.symlink_to(path)
     if what == "device":
         path = Path("/dev/zero")
-    began = time.monotonic()
     for read in (read_picture, read_picture_hw):
         with pytest.raises(ImageError, match=str(path)):
             read(path, EXACT)
-    assert time.monotonic() - began < 60  # it came back at all
 
 
 # --- anything
