@@ -31,7 +31,7 @@ lint: env ## style and types
 	@$(PY) -m mypy $(SOURCE)
 
 bench: env ## measure speed and quality
-	@$(THREADED) $(PY) benchmarks/run_all.py $(ARGS)
+	@$(THREADED) $(PY) -m benchmarks.run_all $(ARGS)
 
 clean: ## remove caches and the demo's pages, not .venv
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache demo-out

@@ -1,0 +1,1 @@
+"""Speed and memory, measured by hand: ratios of interleaved rounds. Never part of the test run."""
