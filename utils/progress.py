@@ -21,9 +21,10 @@ class Progress:
     def at(self, fraction: float) -> None:
         """Report that `fraction` (clipped to 0..1) of this share is done."""
         inside = min(max(fraction, 0.0), 1.0)
-        self.report(self.start + (self.end - self.start) * inside)
+        # Rounded up, the end of one part could lie behind the start of the next.
+        self.report(min(self.start + (self.end - self.start) * inside, self.end))
 
     def part(self, start: float, end: float) -> Progress:
         """Give the share of this share from `start` to `end`, both in 0..1."""
         width = self.end - self.start
-        return Progress(self.report, self.start + width * start, self.start + width * end)
+        return Progress(self.report, self.start + width * start, min(self.start + width * end, self.end))

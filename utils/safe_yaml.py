@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
+from yaml.events import CollectionEndEvent, CollectionStartEvent
 
 from utils.errors import ConfigError, ExecutorError
 from utils.files import PathLike, read_bytes
@@ -12,9 +14,11 @@ from utils.files import PathLike, read_bytes
 MAX_BYTES = 1_000_000
 MAX_NODES = 100_000
 MAX_DEPTH = 100
+MAX_DIGITS = 100  # YAML's 1:1:1:... is a number to base 60, and takes minutes to compute when it fills a file
 
 # libyaml's loader where it was compiled in: ten times faster, the same tags.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def read_yaml(path: PathLike, error: type[ExecutorError] = ConfigError) -> Any:
@@ -30,6 +34,7 @@ def parse_yaml(text: bytes, name: str, error: type[ExecutorError] = ConfigError)
     """Parse YAML text as read_yaml does; `name` is what messages call it."""
     loader = None
     try:
+        _check_depth(text, name, error)
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
@@ -39,12 +44,23 @@ def parse_yaml(text: bytes, name: str, error: type[ExecutorError] = ConfigError)
     except yaml.MarkedYAMLError as cause:
         mark = cause.problem_mark
         where = f" line {mark.line + 1}" if mark else ""
-        raise error(f"{name}{where}: is not valid YAML: {cause.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as cause:
+        problem = re.split("['\"]", cause.problem or "")[0].strip()  # what it quotes is the file's content
+        raise error(f"{name}{where}: is not valid YAML: {problem}") from None
+    # `!!bool x` is a KeyError, `!!int ""` an IndexError, `!!timestamp x` an AttributeError.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as cause:
         raise error(f"{name}: is not valid YAML ({type(cause).__name__})") from None
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def _check_depth(text: bytes, name: str, error: type[ExecutorError]) -> None:
+    """Walk the events first: to compose a deep tree, libyaml's loader recurses until the process dies."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise error(f"{name}: is nested deeper than {MAX_DEPTH}")
 
 
 def _count_nodes(root: Any, name: str, error: type[ExecutorError]) -> None:
@@ -58,6 +74,8 @@ def _count_nodes(root: Any, name: str, error: type[ExecutorError]) -> None:
             raise error(f"{name}: holds more than {MAX_NODES} values (aliases count each time)")
         if depth > MAX_DEPTH:
             raise error(f"{name}: is nested deeper than {MAX_DEPTH}, or refers to itself")
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:
+            raise error(f"{name} line {node.start_mark.line + 1}: a number of more than {MAX_DIGITS} digits")
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 stack += [(key, depth + 1), (value, depth + 1)]
