@@ -152,8 +152,7 @@ def draw_boxes(
             text = f"{text} {detections.scores[row]:.2f}"
         x1, y1 = corners[row, :2].tolist()
         patch = _text_patch(text, max(6 * thickness, SMALLEST_TEXT), *_text_colours(class_colour(class_id)))
-        above = y1 - len(patch) - thickness // 2
-        _paste(canvas, patch, x1 - thickness // 2, above if above >= 0 else y1)
+        _paste(canvas, patch, x1 - thickness // 2, y1 - len(patch) - thickness // 2)
     return canvas
 
 

@@ -97,11 +97,11 @@ def test_thicker_lines_cover_more() -> None:
     assert covered == sorted(set(covered))
 
 
-def test_a_label_stands_above_its_box_and_inside_at_the_top_of_the_picture() -> None:
+def test_a_label_stands_above_its_box_or_at_the_top_of_the_picture() -> None:
     above = draw_boxes(grey(200, 200), detections(([20, 100, 180, 190], 0.9, 0)), NAMES)
     assert np.any(above[80:97, 20:60] != 128)
-    inside = draw_boxes(grey(200, 200), detections(([20, 2, 180, 190], 0.9, 0)), NAMES)
-    assert np.any(inside[8:20, 24:60] != 128)
+    top = draw_boxes(grey(200, 200), detections(([20, 2, 180, 190], 0.9, 0)), NAMES)
+    assert np.all(np.any(top[0:18, 20:60] != 128, axis=2))
 
 
 def test_a_label_at_the_right_border_is_moved_inside() -> None:
@@ -300,7 +300,7 @@ def test_the_confusion_matrix_is_a_picture_for_any_number_of_classes(count: int,
 
 
 def test_cells_are_darker_where_more_is_counted(tmp_path: Path) -> None:
-    counts = np.array([[9, 0, 0], [1, 0, 5], [0, 7, 0]])  # found as 0, 1, background; labelled 0, 1, background
+    counts = np.array([[9, 0, 90], [1, 0, 0], [0, 7, 0]])  # found as 0, 1, background; labelled 0, 1, background
     picture = read(write_confusion(counts, ["a", "b"], tmp_path))
     blue = picture[:, :, 2] - picture[:, :, 0]
     # The matrix is what is coloured left of the colour bar: find its frame, then look into the corner of each cell.
@@ -315,7 +315,7 @@ def test_cells_are_darker_where_more_is_counted(tmp_path: Path) -> None:
             for r in range(3)
         ]
     )
-    np.testing.assert_array_equal(cells > 50, [[True, False, False], [False, False, True], [False, True, False]])
+    np.testing.assert_array_equal(cells > 50, [[True, False, True], [False, False, False], [False, True, False]])
     assert cells[1, 0] > cells[2, 0]  # a tenth is a little blue
 
 
