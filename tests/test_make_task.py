@@ -185,6 +185,21 @@ def test_a_coco_file_with_its_pictures_elsewhere(tmp_path: Path) -> None:
         make_task(path, tmp_path / "other", "train", TaskOptions())
 
 
+@pytest.mark.parametrize("task", ["train", "mining"])
+def test_a_coco_file_names_no_picture_outside_its_folder(tmp_path: Path, task: str) -> None:
+    outside = save_picture(tmp_path / "outside/3.jpg")
+    save_picture(tmp_path / "set/1.jpg")
+    names = ["1.jpg", "../outside/3.jpg", str(outside)]
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    path = tmp_path / "set/coco.json"
+    path.write_text(json.dumps({"images": images, "annotations": [], "categories": [{"id": 5, "name": "a"}]}))
+    options = TaskOptions(val_share=0, settings={"mining_algorithm": "random"})
+    made = make_task(path, tmp_path / "task", task, options)
+    assert [path.name for path in (made.in_dir / "assets").rglob("*")] == ["1.jpg"]
+    assert ": 2; first: " in made.notes[0]
+    assert "lies outside" in made.notes[0]
+
+
 def test_two_pictures_of_one_stem_get_two_annotations(tmp_path: Path) -> None:
     for name in ("1.jpg", "1.png"):
         save_picture(tmp_path / "set/images" / name)

@@ -11,6 +11,7 @@ from typing import Callable, Optional
 import numpy as np
 import numpy.typing as npt
 
+from utils.coco_index import read_coco_index
 from utils.datasets import PICTURE_SUFFIXES, list_pictures, read_data_yaml, read_yolo_dataset
 from utils.errors import DatasetError, ImageError
 from utils.files import open_regular
@@ -19,7 +20,6 @@ from utils.labels import (
     LabelSource,
     PictureFile,
     read_coco,
-    read_coco_index,
     read_voc,
     read_voc_names,
     read_yolo,
@@ -150,13 +150,13 @@ def _open_coco(path: Path, class_names: Sequence[str], images_dir: Optional[Path
     if root is None:
         places = ", ".join(map(str, folders))
         raise DatasetError(f"{path}: none of its pictures lies in {places}; name their folder with --images")
-    images = tuple(root / name for name in sorted(index.file_names))
+    file_names = {root / name: name for name in sorted(index.file_names)}
 
     def labels_of(image: Path) -> tuple[PictureFile, Labels]:
         picture = PictureFile(image, _read_frame(image)[0])
-        return picture, read_coco(path, PictureFile(image.relative_to(root), picture.hw), source)
+        return picture, read_coco(path, PictureFile(Path(file_names[image]), picture.hw), source)
 
-    return Source(root, images, {}, source.class_names, labels_of)
+    return Source(root, tuple(file_names), {}, source.class_names, labels_of)
 
 
 def _read_frame(image: Path) -> tuple[tuple[int, int], int]:
