@@ -162,7 +162,6 @@ class DetectSummary:
     """How a run ended."""
 
     folder: Optional[Path]  # None: nothing was to be written
-    names: tuple[str, ...]  # of the classes
     pictures: int  # that were read
     videos: int
     frames: int
@@ -191,9 +190,8 @@ def detect(
     names = class_names(settings, checkpoint)
     stride = max(checkpoint.strides)
     fitting = Fitting((input_side(settings.img_hw[0], stride), input_side(settings.img_hw[1], stride)), stride)
-    pictures = [source for source in sources if not source.is_video]
-    videos = [source for source in sources if source.is_video]
     loader = LoaderSettings(batch_size=_batch_size(settings.device), pictures=settings.pictures)
+    pictures = [source for source in sources if not source.is_video]
     kept = KeptPictures(KEPT_BYTES)
     reader = BatchReader(
         pictures,
@@ -208,45 +206,76 @@ def detect(
         finder = make_finder(checkpoint, settings, loader.batch_size)
         folder = claim_folder(settings, sources) if settings.saving.writes else None
         output = Output(folder, names, safe_folders(names), settings.saving, settings.pictures)
-        counts = Counter[str]()
+        run = Run(settings, len(sources), loader, fitting, finder, output, on_found)
         started_s = time.monotonic()
-
-        def tell(found: Found) -> None:
-            counts["boxes"] += len(found.detections)
-            counts["frames" if found.source.is_video else "pictures"] += 1
-            if LOGGER.isEnabledFor(logging.DEBUG):
-                LOGGER.debug("%s", describe(found, len(sources), names))
-            on_found(found)
-
-        # A window belongs to one thread.
-        with Workers(1 if settings.saving.show else loader.workers) as workers:
-            for batch in reader:
-                for found in finder(batch):
-                    tell(found)
-                    workers.submit(partial(output.save_picture, found, kept))
-        for place, video in enumerate(videos, start=len(pictures)):
+        run.detect_in_pictures(reader, kept)
+        for place, video in enumerate(sources[len(pictures) :], start=len(pictures)):
             share = progress.part(place / len(sources), (place + 1) / len(sources))
             try:
-                warning = detect_in_video(video, settings, fitting, loader.batch_size, finder, output, tell, share)
-                counts["videos"] += 1
-                if warning:
-                    reader.damaged.add(f"{video.path}: {warning}")
+                warning = run.detect_in_video(video, share)
             except ImageError as error:
                 reader.unreadable.add(str(error))
-    if not counts["pictures"] + counts["frames"]:
+            else:
+                if warning:
+                    reader.damaged.add(f"{video.path}: {warning}")
+        seconds = time.monotonic() - started_s
+    if reader.unreadable.count == len(sources):
         raise ImageError(f"not one of {len(sources)} sources can be read, such as {reader.unreadable.examples[0]}")
     progress.at(1)
-    return DetectSummary(
-        folder=folder,
-        names=names,
-        pictures=counts["pictures"],
-        videos=counts["videos"],
-        frames=counts["frames"],
-        boxes=counts["boxes"],
-        unreadable=reader.unreadable,
-        damaged=reader.damaged,
-        seconds=time.monotonic() - started_s,
-    )
+    return DetectSummary(folder, **run.counts, unreadable=reader.unreadable, damaged=reader.damaged, seconds=seconds)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all pictures and videos of one call share, and what was counted so far."""
+
+    settings: DetectSettings
+    total: int  # sources
+    loader: LoaderSettings
+    fitting: Fitting
+    finder: Finder
+    output: Output
+    on_found: Callable[[Found], None]
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("pictures", "videos", "frames", "boxes"), 0))
+
+    def detect_in_pictures(self, reader: BatchReader[Source], kept: KeptPictures) -> None:
+        """Detect in what a reader gives; results are saved meanwhile."""
+        # A window belongs to one thread.
+        with Workers(1 if self.settings.saving.show else self.loader.workers) as workers:
+            for batch in reader:
+                for found in self.finder(batch):
+                    self._tell(found, "pictures")
+                    workers.submit(partial(self.output.save_picture, found, kept))
+
+    def detect_in_video(self, video: Source, progress: Progress) -> Optional[str]:
+        """Detect in a video frame by frame; frames are read ahead and saved meanwhile.
+
+        Gives a warning where it breaks off. Raises ImageError where it has no frame.
+        """
+        stride, last = self.settings.vid_stride, 0
+        with ExitStack() as stack:
+            opened = stack.enter_context(open_video(video.path, self.settings.pictures.max_pixels))
+            target = stack.enter_context(closing(VideoFile(self.output, video, opened.fps / stride)))
+            worker = stack.enter_context(Workers(1))
+            batches = _frame_batches(opened, video, stride, self.fitting, self.loader.batch_size)
+            for batch, frames in stack.enter_context(closing(read_ahead(batches))):
+                for found, rgb in zip(self.finder(batch), frames):
+                    self._tell(found, "frames")
+                    worker.submit(partial(target.save_frame, found, rgb))
+                    last = found.source.frame
+                progress.at(last / opened.frames)
+        if not last:
+            raise ImageError(f"{video.path}: has no frame that can be decoded")
+        self.counts["videos"] += 1
+        is_short = last + stride <= 0.9 * opened.frames  # some headers only estimate the number
+        return f"breaks off after frame {last} of {opened.frames}" if is_short else None
+
+    def _tell(self, found: Found, kind: str) -> None:
+        self.counts[kind] += 1
+        self.counts["boxes"] += len(found.detections)
+        if LOGGER.isEnabledFor(logging.DEBUG):
+            LOGGER.debug("%s", describe(found, self.total, self.output.names))
+        self.on_found(found)
 
 
 # ---- the model -------------------------------------------------------------------------------------------------------
@@ -345,7 +374,8 @@ def _paths_of(text: str) -> list[Path]:
             "pattern in quotes, or a .txt list of paths"
         )
     if glob.has_magic(text):
-        paths = [Path(name) for name in sorted(glob.glob(text, recursive=True)) if _is_known(Path(name))]  # noqa: PTH207 (a Path can't be absolute or begin with ..)
+        # Not Path.glob, whose patterns can't be absolute.
+        paths = [Path(name) for name in sorted(glob.glob(text, recursive=True)) if _is_known(Path(name))]  # noqa: PTH207
         if not paths:
             raise DatasetError(f"--source {text}: the pattern matches no {KINDS}")
         return paths
@@ -497,39 +527,6 @@ def _is_video(head: bytes) -> bool:
     return any(head[first::distance][:4] == b"\x47" * 4 for first, distance in _TS_PACKETS)
 
 
-def detect_in_video(
-    video: Source,
-    settings: DetectSettings,
-    fitting: Fitting,
-    batch_size: int,
-    finder: Finder,
-    output: Output,
-    tell: Callable[[Found], None],
-    progress: Progress,
-) -> Optional[str]:
-    """Detect in a video, frame by frame; frames are read ahead and saved meanwhile. Gives a warning if it breaks off.
-
-    Raises ImageError where it has no frame.
-    """
-    seen = 0
-    with ExitStack() as stack:
-        opened = stack.enter_context(open_video(video.path, settings.pictures.max_pixels))
-        target = stack.enter_context(closing(VideoFile(output, video, opened.fps / settings.vid_stride)))
-        worker = stack.enter_context(Workers(1))
-        batches = _frame_batches(opened, video, settings.vid_stride, fitting, batch_size)
-        for batch, frames in stack.enter_context(closing(read_ahead(batches))):
-            for found, rgb in zip(finder(batch), frames):
-                tell(found)
-                worker.submit(partial(target.save_frame, found, rgb))
-                seen = found.source.frame
-            progress.at(seen / opened.frames)
-    if not seen:
-        raise ImageError(f"{video.path}: has no frame that can be decoded")
-    # Some headers only estimate the number.
-    is_short = seen + settings.vid_stride <= 0.9 * opened.frames
-    return f"breaks off after frame {seen} of {opened.frames}" if is_short else None
-
-
 FrameBatch = tuple[Batch[Source], list[Pixels]]
 
 
@@ -678,9 +675,13 @@ class Output:
                 path.unlink(missing_ok=True)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                if os.path.lexists(path):
-                    return False
-            with path.open("xb") as file:
+            try:
+                file = path.open("xb")
+            except FileExistsError:
+                if replaces:
+                    raise
+                return False
+            with file:
                 file.write(content)
         return True
 
@@ -716,7 +717,7 @@ class VideoFile:
             self._open((rgb.shape[1], rgb.shape[0]))
         if drawn.shape[1::-1] != self._size_wh:  # a stream may change its size, a file can't
             drawn = cv2.resize(drawn, self._size_wh, interpolation=cv2.INTER_LINEAR)
-        self._writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+        self._writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))  # does nothing where it isn't open
 
     def _open(self, size_wh: tuple[int, int]) -> None:
         self._size_wh = size_wh
@@ -727,7 +728,9 @@ class VideoFile:
         name = f"/dev/fd/{self._folder_handle}/{self._unfinished.name}"
         self._writer = cv2.VideoWriter(name, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size_wh)
         if not self._writer.isOpened():
-            raise ExecutorError(f"{self._unfinished}: can't be written as MP4 of {size_wh[0]} x {size_wh[1]} pixels")
+            LOGGER.warning(
+                "%s: is not drawn: %d x %d pixels don't fit into an MP4 file", self._source.path, size_wh[0], size_wh[1]
+            )
 
     @property
     def _unfinished(self) -> Path:

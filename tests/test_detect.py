@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -757,6 +758,42 @@ def test_a_video_is_told_by_its_first_bytes(tmp_path: Path, yolov5n_pt: Path, co
     for name in ("picture.mp4", "list.mp4"):
         with pytest.raises(ImageError, match="is no video of a known type"):
             detect(DetectSettings(yolov5n_pt, str(tmp_path / name), device="cpu", img_hw=(64, 64)))
+
+
+def test_every_kind_of_video_is_read(run: Callable[..., Path], coco_images: list[Path], tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    kinds = "avi:MJPG m4v:mp4v mkv:mp4v mov:mp4v mp4:mp4v mpg:mpg1 ts:mp4v webm:VP80 wmv:WMV2"
+    for kind in kinds.split():
+        suffix, _, codec = kind.partition(":")
+        make_video(source / f"of-{suffix}.{suffix}", [coco_images[3]] * 2, codec, fps=25)
+    folder = run(source, "--save-txt", "--nosave", size=320)
+    assert len(list((folder / "labels").glob("*_1.txt"))) == len(kinds.split())
+    assert len(list((folder / "labels").glob("*_2.txt"))) == len(kinds.split())
+
+
+def test_frames_that_no_mp4_holds_keep_their_labels(
+    run: Callable[..., Path], coco_images: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"MJPG"), 10, (9000, 3000))
+    writer.write(cv2.resize(load(coco_images[3]), (9000, 3000)))
+    writer.release()
+    folder = run(tmp_path / "v.avi", "--save-txt", size=320)
+    assert [path.name for path in folder.rglob("*")] == ["labels", "v_1.txt"]
+    assert "v.avi: is not drawn: 9000 x 3000 pixels don't fit into an MP4 file" in caplog.text
+
+
+def test_pictures_are_shown_by_one_thread(
+    run: Callable[..., Path], coco_images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[int, tuple[int, ...]]] = []
+    monkeypatch.setattr(detect_module, "can_show", lambda: True)
+    monkeypatch.setattr(cv2, "imshow", lambda name, bgr: shown.append((threading.get_ident(), bgr.shape)))
+    monkeypatch.setattr(cv2, "waitKey", lambda milliseconds: -1)
+    run(copy_all(coco_images[:4], tmp_path / "in"), "--view-img", "--nosave")
+    assert [shape for _, shape in shown] == [load(picture).shape for picture in coco_images[:4]]
+    assert len({thread for thread, _ in shown}) == 1
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_video_that_breaks_off_is_used_as_far_as_it_goes(
