@@ -54,3 +54,13 @@ def test_parts_one_after_another_never_run_back_and_end_within_the_whole(
     assert seen[0] >= 0
     assert seen[-1] == pytest.approx(1)
     assert seen[-1] <= 1
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_rounding_does_not_push_a_part_beyond_the_next(is_nested: bool) -> None:
+    assert 0.03 + (0.29 - 0.03) > 0.29  # in floating point
+    seen: list[float] = []
+    first = Progress(seen.append).part(0.03, 0.29)
+    (first.part(0, 1) if is_nested else first).at(1)
+    Progress(seen.append).part(0.29, 1).at(0)
+    assert seen == sorted(seen)
