@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from utils import boxes as B
 
+# A busy machine is no failure: neither slow examples nor slow making of them.
+ANY_SPEED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 COORDINATE = st.floats(-1000, 5000, width=32)
 QUARTER_PIXEL = st.integers(-4000, 20000).map(lambda quarters: quarters / 4)
 PIXEL = st.integers(-40, 40)
@@ -27,6 +29,7 @@ def some_boxes(element: Any = COORDINATE, dtype: Any = np.float64) -> Any:
     return hnp.arrays(dtype, counts, elements=element).map(sorted_corners)
 
 
+@ANY_SPEED
 @given(some_boxes())
 def test_centre_form_and_back_changes_nothing(boxes: Any) -> None:
     np.testing.assert_allclose(B.to_xyxy(B.to_cxcywh(boxes)), boxes, atol=1e-9)
@@ -36,6 +39,7 @@ def test_centre_form_of_a_box_worked_by_hand() -> None:
     np.testing.assert_array_equal(B.to_cxcywh(np.array([[10.0, 20.0, 40.0, 80.0]])), [[25, 50, 30, 60]])
 
 
+@ANY_SPEED
 @given(some_boxes())
 def test_clipping_keeps_boxes_inside_and_clipping_again_changes_nothing(boxes: Any) -> None:
     once = B.clip(boxes, (480, 640))
@@ -60,6 +64,7 @@ def test_a_box_turned_inside_out_has_no_area_even_when_both_sides_are_negative()
     np.testing.assert_array_equal(B.areas(np.array([[9.0, 9.0, 1.0, 1.0], [1.0, 1.0, 9.0, 4.0]])), [0, 24])
 
 
+@ANY_SPEED
 @given(some_boxes(dtype=np.float32), some_boxes(dtype=np.float32))
 def test_iou_is_symmetric_and_in_0_to_1(boxes: Any, others: Any) -> None:
     shares = B.ious(boxes, others)
@@ -69,12 +74,14 @@ def test_iou_is_symmetric_and_in_0_to_1(boxes: Any, others: Any) -> None:
     np.testing.assert_array_equal(shares, B.ious(others, boxes).T)
 
 
+@ANY_SPEED
 @given(some_boxes())
 def test_a_box_has_iou_1_with_itself_unless_it_is_empty(boxes: Any) -> None:
     expected = np.where(B.areas(boxes) > 0, 1.0, 0.0)
     np.testing.assert_allclose(np.diag(B.ious(boxes, boxes)), expected, rtol=1e-12)
 
 
+@ANY_SPEED
 @given(some_boxes(PIXEL), some_boxes(PIXEL))
 def test_iou_of_whole_pixel_boxes_is_the_share_of_counted_pixels(boxes: Any, others: Any) -> None:
     def mask(box: Any) -> Any:
@@ -91,6 +98,7 @@ def test_iou_of_whole_pixel_boxes_is_the_share_of_counted_pixels(boxes: Any, oth
             assert shares[row, column] == pytest.approx(expected, abs=1e-12)
 
 
+@ANY_SPEED
 @given(some_boxes(QUARTER_PIXEL), some_boxes(QUARTER_PIXEL), st.integers(-500, 500), st.integers(1, 8))
 def test_iou_does_not_depend_on_place_or_scale(boxes: Any, others: Any, shift: int, scale: int) -> None:
     np.testing.assert_array_equal(B.ious(boxes * scale + shift, others * scale + shift), B.ious(boxes, others))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from utils.metrics import (
@@ -23,6 +23,8 @@ from utils.metrics import (
     match,
 )
 
+# A busy machine is no failure: neither slow examples nor slow making of them.
+ANY_SPEED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NAMES = ("ant", "bee", "cat")
 WHOLE = [0, 0, 10, 10]  # a label; boxes of the same height and a width of 6 or 9 have IoU 0.6 and 0.9 with it
 FAR = [500, 500, 510, 510]
@@ -139,13 +141,14 @@ TRUTH = st.lists(st.tuples(BOX, CLASS), max_size=5).map(lambda rows: truth(*rows
 PICTURE = st.tuples(FOUND, TRUTH)
 
 
+@ANY_SPEED
 @given(PICTURE)
 def test_matching_is_what_its_definition_says(picture: Any) -> None:
     np.testing.assert_array_equal(match(*picture), slow_match(*picture))
 
 
 # Without shrinking: the slow reading would take minutes over it.
-@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(ANY_SPEED, max_examples=12, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(st.lists(PICTURE, max_size=4))
 def test_figures_are_what_their_definition_says(pictures: Any) -> None:
     ours, expected = metrics_of(*pictures), slow_figures(pictures)
@@ -266,7 +269,7 @@ def test_pictures_and_instances_are_counted() -> None:
     assert [(row.images, row.instances) for row in metrics.classes] == [(2, 3), (1, 1)]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(ANY_SPEED, max_examples=20)
 @given(st.lists(PICTURE, min_size=2, max_size=5))
 def test_joining_in_two_steps_equals_joining_at_once(pictures: Any) -> None:
     parts = [compare(*picture) for picture in pictures]
@@ -276,7 +279,7 @@ def test_joining_in_two_steps_equals_joining_at_once(pictures: Any) -> None:
     assert at_once.images == in_steps.images == len(pictures)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(ANY_SPEED, max_examples=20)
 @given(st.lists(PICTURE, min_size=1, max_size=4))
 def test_figures_stay_in_0_to_1_and_scale_of_scores_does_not_move_ap(pictures: Any) -> None:
     metrics = metrics_of(*pictures)
@@ -321,6 +324,7 @@ def test_an_overlap_of_exactly_045_is_too_little() -> None:
     assert confusion_of((found(([0, 0, 46, 10], 0.9, 0)), labels))[0, 0] == 1
 
 
+@ANY_SPEED
 @given(st.lists(PICTURE, max_size=4))
 def test_every_label_and_every_sure_box_is_counted_once(pictures: Any) -> None:
     counts = confusion_of(*pictures)

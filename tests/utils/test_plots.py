@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder  # type: ignore[import-untyped]  # comes with matplotlib
 from fontTools.pens.ttGlyphPen import TTGlyphPen  # type: ignore[import-untyped]
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
@@ -31,6 +31,8 @@ from utils.plots import (
     write_jpeg,
 )
 
+# A busy machine is no failure: neither slow examples nor slow making of them.
+ANY_SPEED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NAMES = ("ant", "bee", "cat")
 OPENCV_5 = hasattr(cv2, "FontFace")
 UNKNOWN_SCRIPT = "\U00013000\U00013001"  # Egyptian hieroglyphs: neither OpenCV nor matplotlib brings them
@@ -160,7 +162,7 @@ def test_a_class_beyond_the_names_becomes_its_number() -> None:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(ANY_SPEED, max_examples=60)
 @given(st.text(max_size=40))
 def test_no_name_makes_an_empty_label(name: str) -> None:
     label = label_of(name)
@@ -168,6 +170,7 @@ def test_no_name_makes_an_empty_label(name: str) -> None:
     assert len(colours) > 1  # the background, and some ink on it
 
 
+@ANY_SPEED
 @given(st.text(max_size=300))
 def test_a_clean_name_is_one_short_line(name: str) -> None:
     cleaned = clean_name(name)
