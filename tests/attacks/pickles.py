@@ -148,6 +148,25 @@ def _modules_fan(children: int, levels: int) -> Any:
     return content
 
 
+def _modules_wide(_: str) -> bytes:
+    """A module that is each of its 150,000 children."""
+    code = Writer().code
+    items = b"".join(code(f"m{number}") + b"h\x00" for number in range(150_000))
+    return checkpoint({"model": Raw(b"cmodels.common\nConv\n)\x81q\x00}(" + code("_modules") + b"}(" + items + b"uub")})
+
+
+def _modules_of_nothing(_: str) -> bytes:
+    """130 x 130 modules that share one dict of 100,000 buffers, all None."""
+    code = Writer().code
+    buffers = b"".join(code(f"b{number}") + b"N" for number in range(100_000))
+    made = b"cmodels.common\nConv\n)\x81}(" + code("_buffers") + b"}(" + buffers + b"uubq\x00"
+    children = b"".join(code(f"m{number}") + b"h%c" for number in range(130))
+    for level in range(2):
+        below = children.replace(b"h%c", b"h" + bytes([level]))
+        made += b"0cmodels.common\nConv\n)\x81}(" + code("_modules") + b"}(" + below + b"uubq" + bytes([level + 1])
+    return checkpoint(root(conv=Raw(made)))
+
+
 def _persistent(name: str, identity: Any, says: str) -> Attack:
     return Attack(name, lambda _: checkpoint({"model": Persistent(identity)}), says)
 
@@ -258,6 +277,8 @@ COSTS = [
     _opcodes("a float for a key", b"\x80\x02}G" + bytes(8) + b"Ns.", "a key"),
     Attack("a module in itself", _modules_loop, "deep in one another"),
     Attack("modules that fan out without an end", _modules_fan(300, 20), "more than 20000 modules"),
+    Attack("a module with itself in 150,000 places", _modules_wide, "more than 20000 modules"),
+    Attack("modules with endless buffers of nothing", _modules_of_nothing, "more than 100000 tensors"),
     Attack(
         "copies of a set", lambda _: _copies(Name("builtins", "set"), _long_list(1000) + b"\x85"), "again and again"
     ),

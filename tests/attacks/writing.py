@@ -147,6 +147,7 @@ class Entry:
     name: bytes
     content: bytes
     deflated: bool = False
+    raw: Optional[bytes] = None  # what stands in the zip, instead of the content
     flags: int = 0
     method: Optional[int] = None
     crc: Optional[int] = None
@@ -162,7 +163,8 @@ def zipped(entries: Sequence[Entry], tail: Optional[bytes] = None, **end: int) -
     """A zip of stored or deflated members. end: count, here, size, offset, disk, comment: lies of the end record."""
     body, directory = b"", b""
     for entry in entries:
-        content = _deflate(entry.content) if entry.deflated else entry.content
+        content = deflate(entry.content) if entry.deflated else entry.content
+        content = content if entry.raw is None else entry.raw
         figures = {
             "flags": entry.flags,
             "method": (8 if entry.deflated else 0) if entry.method is None else entry.method,
@@ -189,7 +191,8 @@ def _header(figures: dict[str, Any]) -> bytes:
     return head + struct.pack("<3L", figures["crc"], figures["packed"], figures["size"])
 
 
-def _deflate(content: bytes) -> bytes:
+def deflate(content: bytes) -> bytes:
+    """As a zip packs it."""
     packer = zlib.compressobj(1, zlib.DEFLATED, -15)
     return packer.compress(content) + packer.flush()
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pickle
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Optional
 
 from tests.attacks import Attack
-from tests.attacks.writing import Call, Entry, Name, Writer, checkpoint, members, root, zipped
+from tests.attacks.writing import Call, Entry, Name, Writer, checkpoint, deflate, members, root, zipped
 
 TRUE = members(root())
 CONTRADICTION = "contradict"
@@ -75,9 +76,16 @@ def _bare(command: str) -> bytes:
     return Writer().pickle(Call(Name("os", "system"), (command,)))
 
 
-def _bomb(size: int, told: int) -> Callable[[list[Entry]], Sequence[Entry]]:
-    """data.pkl of `size` zero bytes, deflated, with `told` as its size in the directory."""
-    return lambda entries: [Entry(b"archive/data.pkl", bytes(size), deflated=True, size=told), *entries[1:]]
+def _bomb(megabytes: int, told: int) -> Callable[[list[Entry]], Sequence[Entry]]:
+    """data.pkl of zeros, deflated, with `told` as its size in the directory."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)  # can be put one after another
+    return _first(deflated=True, raw=block * megabytes + packer.flush(), size=told)
+
+
+def _packed(change: Callable[[bytes], bytes]) -> Callable[[list[Entry]], Sequence[Entry]]:
+    """data.pkl, deflated, and then changed."""
+    return _first(deflated=True, raw=change(deflate(TRUE[0].content)))
 
 
 ZIPS = [
@@ -125,9 +133,11 @@ ZIPS = [
         _first(size=0xFFFFFFFF, packed=0xFFFFFFFF, extra=struct.pack("<2H2Q", 1, 16, 1 << 60, 1 << 60)),
     ),
     _zip("zip64 figures cut short", "zip64 figures are missing", _first(size=0xFFFFFFFF, extra=b"\1\0\x08\0\0")),
-    _zip("a bomb", "far more than weights", _bomb(20_000_000, 20_000_000)),
-    _zip("a bomb that tells a small size", "doesn't unpack to the size", _bomb(20_000_000, 1000)),
-    _zip("less than it tells", "doesn't unpack to the size", _bomb(1000, 5000)),
+    _zip("a bomb", "far more than weights", _bomb(1000, 1000 << 20)),
+    _zip("a bomb that tells a small size", "doesn't unpack to the size", _bomb(1000, 1000)),
+    _zip("less than it tells", "doesn't unpack to the size", _packed(lambda _: deflate(bytes(9)))),
+    _zip("deflate that goes on", "doesn't unpack to the size", _packed(lambda packed: packed + b"more")),
+    _zip("deflate that breaks off", "doesn't unpack to the size", _packed(lambda packed: packed[:-1])),
     _zip("damaged deflate", "is damaged", _first(method=8)),
     _zip("a byteorder of nobody", "neither little nor big", _also(b"archive/byteorder", b"middle")),
     _zip("a TorchScript program", "TorchScript", _also(b"archive/constants.pkl")),
