@@ -30,6 +30,7 @@ def prepare_process(log_format: str = "%(asctime)s %(levelname)s %(message)s") -
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLineFormatter(log_format))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
 
 
 class OneLineFormatter(logging.Formatter):
