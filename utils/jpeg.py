@@ -25,11 +25,7 @@ MAX_SCANS = 500  # real files have about ten, and each costs as much as decoding
 BREAKS_OFF = "breaks off; decoded as far as it goes"
 DAMAGED = "is damaged; decoded as far as it goes"
 
-_REFUSALS = (
-    ValueError,
-    RuntimeError,
-    KeyError,
-)  # what simplejpeg raises; KeyError for colour spaces it has no name for
+_REFUSALS = (ValueError, RuntimeError, KeyError)  # simplejpeg's; KeyError: a colour space it has no name for
 _END = b"\xff\xd9"  # the end marker
 _NO_DATA = 128  # what libjpeg makes of blocks without data, but for the inks of a YCCK: 127
 
