@@ -203,9 +203,10 @@ def run_infer(task: TaskConfig, progress: Progress) -> None:
         reader = read_ahead(candidates, config.loader, checkpoint, set_aside, progress.part(0, 0.95), load)
         readable = 0
         if candidates.count():
-            from models.detector import make_detector
+            from models.detector import cpu_chunk_for, make_detector
 
-            detector = make_detector(checkpoint, config.engine, config.loader.batch_size)
+            cpu_chunk = cpu_chunk_for(candidates.count())
+            detector = make_detector(checkpoint, config.engine, config.loader.batch_size, cpu_chunk)
             for batch in reader:
                 readable += len(batch)
                 found = detector.detect(batch, config.nms)

@@ -7,7 +7,6 @@ better are cut: the coarsest level of the largest size and the finest of the sma
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -70,30 +69,24 @@ def views(levels: int) -> tuple[View, ...]:
     return View(1.0, last_level=levels - spare), View(0.83, is_mirrored=True), View(0.67, first_level=spare)
 
 
-def select_augmented(
-    detector: Detector, batch: Batch[Item], settings: NmsSettings
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Give for each picture of a batch what `Detector.select` gives, from all views together."""
-    rows: list[list[Tensor]] = [[] for _ in batch.items]
+def augmented_rows(detector: Detector, batch: Batch[Item], objectness: float) -> list[Tensor]:
+    """Give for each picture of a batch what `Detector.candidates` gives, from all views together, in input px."""
+    parts: list[list[Tensor]] = [[] for _ in batch.items]
     for view in views(len(detector.strides)):
         first = 0  # of the pictures in this pass
         for raw in detector.maps(view.of(batch, detector.stride)):
             with device_errors(), torch.inference_mode():
-                found, pictures = view.cut(raw).rows_above(settings.conf_thres)
-                found = view.to_input(found, batch.canvas_hw[1]).cpu()
-                pictures = pictures.cpu()
-                for place in range(len(raw)):
-                    rows[first + place].append(found[pictures == place])
+                for place, rows in enumerate(view.cut(raw).rows_above(objectness)):
+                    parts[first + place].append(view.to_input(rows, batch.canvas_hw[1]))
             first += len(raw)
-    for parts in rows:
-        with torch.inference_mode():
-            yield select_boxes(torch.cat(parts), settings)
+    return [torch.cat(rows) for rows in parts]
 
 
 def detect_augmented(detector: Detector, batch: Batch[Item], settings: NmsSettings) -> list[Detections]:
     """Detect as `Detector.detect` does, from all views together: boxes in picture pixels, best first."""
-    selected = select_augmented(detector, batch, settings)
-    return [
-        Detections(letterbox.to_px(boxes.numpy()), scores.numpy(), class_ids.numpy())
-        for letterbox, (boxes, scores, class_ids) in zip(batch.letterboxes, selected)
-    ]
+    found = []
+    for letterbox, rows in zip(batch.letterboxes, augmented_rows(detector, batch, settings.conf_thres)):
+        with torch.inference_mode():
+            boxes, scores, class_ids = select_boxes(rows, settings)
+        found.append(Detections(letterbox.to_px(boxes.numpy()), scores.numpy(), class_ids.numpy()))
+    return found

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.augment import views
-from models.detector import Detector, device_errors
+from models.augment import augmented_rows
+from models.detector import Detector
 from utils.boxes import to_cxcywh
 from utils.labelled import LabelledBatch
 from utils.rect import labels_to_input
@@ -24,36 +24,12 @@ CandidatesOf = Callable[[LabelledBatch, float], Iterator[Tensor]]
 
 def detector_candidates(detector: Detector) -> CandidatesOf:
     """Let a detector give the candidates that it sees."""
-
-    def candidates(batch: LabelledBatch, least_objectness: float) -> Iterator[Tensor]:
-        for raw in detector.maps(batch.pictures):
-            with device_errors(), torch.inference_mode():
-                rows, pictures = raw.rows_above(least_objectness)
-                counts = torch.bincount(pictures, minlength=len(raw)).tolist()
-                # Levels were joined one after another; a stable sort brings each picture's rows together in order.
-                rows = rows[pictures.argsort(stable=True)].cpu()
-            yield from torch.split(rows, counts)
-
-    return candidates
+    return lambda batch, least_objectness: detector.candidates(batch.pictures, least_objectness)
 
 
 def augmented_candidates(detector: Detector) -> CandidatesOf:
     """Let a detector give the candidates of three views of each picture (models/augment.py)."""
-
-    def candidates(batch: LabelledBatch, least_objectness: float) -> Iterator[Tensor]:
-        found: list[list[Tensor]] = [[] for _ in batch.labels]
-        for view in views(len(detector.strides)):
-            first = 0  # of the pictures in this pass
-            for raw in detector.maps(view.of(batch.pictures, detector.stride)):
-                with device_errors(), torch.inference_mode():
-                    rows, pictures = view.cut(raw).rows_above(least_objectness)
-                    rows = view.to_input(rows, batch.pictures.canvas_hw[1])
-                    for place in range(len(raw)):
-                        found[first + place].append(rows[pictures == place].cpu())
-                first += len(raw)
-        yield from (torch.cat(parts) for parts in found)
-
-    return candidates
+    return lambda batch, least_objectness: iter(augmented_rows(detector, batch.pictures, least_objectness))
 
 
 def merge_classes(candidates_of: CandidatesOf) -> CandidatesOf:

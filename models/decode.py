@@ -42,12 +42,26 @@ class RawMaps:
             decoded.append(self._decode(number, ordered, cells.expand(batch, -1)))
         return torch.cat(decoded, 1)
 
-    def rows_above(self, objectness: float) -> tuple[Tensor, Tensor]:
+    def rows_above(self, objectness: float) -> list[Tensor]:
         """Decode only the anchors whose objectness is above a threshold.
 
-        returns: (K, 5 + nc) rows as `rows` gives them, and (K,) the number of the picture each belongs to. The rows of
-        one picture stand in the order of `rows`.
+        returns: for each picture (K, 5 + nc) rows on the CPU, as `rows` gives them and in their order.
         """
+        if self.anchors_px.is_cuda:  # few large steps
+            rows, pictures = self._above(objectness)
+            counts = torch.bincount(pictures, minlength=len(self)).tolist()
+            # Levels were joined one after another; a stable sort brings each picture's rows together in order.
+            return list(torch.split(rows[pictures.argsort(stable=True)].cpu(), counts))
+        # A vectorised sigmoid differs in the last bit from that of a remainder: picture by picture, no result depends
+        # on how many rows its neighbours have.
+        return [self[place]._above(objectness)[0] for place in range(len(self))]
+
+    def __getitem__(self, place: int) -> RawMaps:
+        """Give one picture's maps, still as a batch, of one."""
+        return RawMaps([level[place : place + 1] for level in self.levels], self.strides, self.anchors_px)
+
+    def _above(self, objectness: float) -> tuple[Tensor, Tensor]:
+        """Give (K, 5 + nc) rows, by level, and (K,) the number of the picture that each belongs to."""
         found, pictures = [], []
         for number, level in enumerate(self.levels):
             score = level[..., 4].permute(0, 3, 1, 2).sigmoid()  # (B, na, H, W)

@@ -1,12 +1,13 @@
 """A trained network made fast: batch norms folded away, and on a CPU each convolution packed for oneDNN.
 
-Packing keeps a convolution's weights in the layout that the machine's kernel wants and lets the kernel apply the
+Packing keeps a convolution's weights in the layouts that the machine's kernels want and lets the kernel apply the
 activation while the result is still in its registers; maps stay channels-last, as the pictures come.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from models.common import BottleneckCSP, Conv
+
+MOST_SHAPES = 48  # more than there are of minimal letterboxes at 640 px
+MOST_PACKED_BYTES = 512 << 20  # of weights in all their layouts
 
 
 def fold_batch_norms(model: nn.Module) -> nn.Module:
@@ -48,9 +52,11 @@ def pack_for_cpu(model: nn.Module, dtype: torch.dtype) -> bool:
     """
     if not _can_pack(dtype):
         return False
+    weights_bytes = sum(parameter.numel() * dtype.itemsize for parameter in model.parameters())
+    most_shapes = max(1, min(MOST_SHAPES, MOST_PACKED_BYTES // max(weights_bytes, 1)))
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            packed = _packed(child, dtype)
+            packed = _packed(child, dtype, most_shapes)
             if packed is not None:
                 for attribute in ("i", "f", "type"):  # a layer's place in the model
                     if hasattr(child, attribute):
@@ -62,7 +68,7 @@ def pack_for_cpu(model: nn.Module, dtype: torch.dtype) -> bool:
 def _can_pack(dtype: torch.dtype) -> bool:
     """True where torch has the operators that its own compiler uses for this (2.x on x86), and they work."""
     try:
-        conv = PackedConv(nn.Conv2d(8, 8, 3, padding=1), dtype, "swish", [])
+        conv = PackedConv(nn.Conv2d(8, 8, 3, padding=1), dtype, "swish", [], 1)
         conv(torch.zeros(1, 8, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last))
     except (AttributeError, RuntimeError, NotImplementedError, TypeError):
         return False
@@ -72,36 +78,52 @@ def _can_pack(dtype: torch.dtype) -> bool:
 class PackedConv(nn.Module):
     """A convolution and its activation as one oneDNN call on channels-last maps."""
 
-    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, activation: str, numbers: Sequence[float]) -> None:
+    def __init__(
+        self, conv: nn.Conv2d, dtype: torch.dtype, activation: str, numbers: Sequence[float], most_shapes: int
+    ) -> None:
         super().__init__()
-        self.geometry: tuple[list[int], list[int], list[int], int] = (
+        self._geometry: tuple[list[int], list[int], list[int], int] = (
             [int(value) for value in conv.padding],
             [int(value) for value in conv.stride],
             [int(value) for value in conv.dilation],
             conv.groups,
         )
-        # The kernel's layout doesn't depend on the picture's size: none is named here.
-        weight = conv.weight.detach().to(dtype).to_mkldnn()
-        self.weight: Tensor = torch._C._nn.mkldnn_reorder_conv2d_weight(weight, *self.geometry)
-        self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
-        self.activation = (activation, list(numbers))
+        self._weight = conv.weight.detach().to(dtype)
+        self._bias = None if conv.bias is None else conv.bias.detach().to(dtype)
+        self._activation = (activation, list(numbers))
+        self._most_shapes = most_shapes
+        # The layout that oneDNN wants differs from input shape to input shape, and it would lay the weights out anew at
+        # every call that brings another: up to 2.3 x the time of the whole network.
+        self._packed: OrderedDict[torch.Size, Tensor] = OrderedDict()
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, *self.geometry, *self.activation, None
+            x, self._packed_for(x.shape), self._bias, *self._geometry, *self._activation, None
         )
         return out
 
+    def _packed_for(self, shape: torch.Size) -> Tensor:
+        weight = self._packed.get(shape)
+        if weight is None:
+            reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+            weight = reorder(self._weight.to_mkldnn(), *self._geometry, list(shape))
+            self._packed[shape] = weight
+            if len(self._packed) > self._most_shapes:
+                self._packed.popitem(last=False)
+        else:
+            self._packed.move_to_end(shape)
+        return weight
 
-def _packed(module: nn.Module, dtype: torch.dtype) -> Optional[nn.Module]:
+
+def _packed(module: nn.Module, dtype: torch.dtype, most_shapes: int) -> Optional[nn.Module]:
     """Give what replaces a module, or None where it stays (or its children are packed)."""
     if isinstance(module, Conv):
         fused = _fused_activation(module.act)
         if fused is None:
-            return nn.Sequential(PackedConv(module.conv, dtype, "none", []), module.act)
-        return PackedConv(module.conv, dtype, *fused)
+            return nn.Sequential(PackedConv(module.conv, dtype, "none", [], most_shapes), module.act)
+        return PackedConv(module.conv, dtype, *fused, most_shapes)
     if type(module) is nn.Conv2d:
-        return PackedConv(module, dtype, "none", [])
+        return PackedConv(module, dtype, "none", [], most_shapes)
     if isinstance(module, BottleneckCSP):
         module.bn.to(dtype)
     return None

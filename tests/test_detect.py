@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import detect as detect_module
 from detect import DetectSettings, Fitting, Found, SaveSettings, detect, find_sources, main, safe_folders
-from models.augment import select_augmented
+from models.augment import augmented_rows
 from models.checkpoint import read_checkpoint
 from models.detector import make_detector
 from utils.batches import Batch, BatchReader, Placing, Shot
@@ -189,7 +189,8 @@ def test_augmented_rows_are_each_views_own(coco_images: list[Path], yolov5n_pt: 
     items = [Shot(index, path) for index, path in enumerate(coco_images[5:9])]
     (batch,) = BatchReader(items, Placing("square", 256, 32), settings, lambda item, error: None)
     nms = NmsSettings()
-    found = list(select_augmented(replace(detector, chunk=chunk), batch, nms))
+    seen_rows = augmented_rows(replace(detector, chunk=chunk), batch, nms.conf_thres)
+    found = [select_boxes(rows, nms) for rows in seen_rows]
     assert len(found) == 4 and sum(len(scores) for _, scores, _ in found) > 5
     for canvas, (boxes, scores, class_ids) in zip(batch.canvases, found):
         # By hand: the picture at three sizes, each detected alone, brought back and suppressed together.

@@ -28,6 +28,8 @@ from utils.settings import LoaderSettings
 
 LOGGER = logging.getLogger(__name__)
 
+MOST_WAITING_BYTES = 256 << 20  # of pictures that wait for others of their shape
+
 Canvas = npt.NDArray[np.uint8]  # (H, W, 3) RGB
 
 
@@ -89,6 +91,11 @@ class Batch(Generic[Item]):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def bytes(self) -> int:
+        """The memory of its pixels."""
+        return sum(canvas.nbytes for canvas in self.canvases)
 
     @property
     def canvas_hw(self) -> tuple[int, int]:
@@ -224,7 +231,6 @@ class BatchReader(Generic[Item]):
         """Give the batches. A picture that waits for others of its shape holds up nothing: groups are cut when full,
         when too many wait, and at the end."""
         waiting: dict[tuple[int, int], Batch[Item]] = {}
-        most_waiting = 4 * self._settings.batch_size
         try:
             for item, loaded in self._loaded():
                 shape = loaded.letterbox.canvas_hw
@@ -235,7 +241,7 @@ class BatchReader(Generic[Item]):
                 if len(group) == self._settings.batch_size:
                     yield waiting.pop(shape)
                     self._finish(len(group))
-                elif sum(len(other) for other in waiting.values()) >= most_waiting:
+                elif sum(other.bytes for other in waiting.values()) > MOST_WAITING_BYTES:
                     largest = max(waiting, key=lambda key: len(waiting[key]))
                     group = waiting.pop(largest)
                     yield group
