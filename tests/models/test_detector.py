@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any, Callable
 
@@ -248,3 +249,26 @@ def test_packing_keeps_every_kind_of_layer(name: str) -> None:
         after = model(images)
     for one, other in zip(before, after):
         assert float((one - other).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width_multiple": 20.0},
+        {"depth_multiple": 10.0},
+        {"backbone": [[-1, 1, "Conv", [16_000, 64, 2, 2]]] * 10},
+        {"backbone": [[-1, 90, "C3", [16_000]]]},
+        {"head": [[[0, 1, 2], 1, "Detect", ["nc", "anchors"]]]},
+    ],
+)
+def test_a_description_that_does_not_fit_its_weights_is_refused_before_it_is_built(
+    change: dict[str, Any], checkpoint: Checkpoint
+) -> None:
+    from dataclasses import replace
+
+    from utils.errors import WeightsError
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(WeightsError, match="yolov5n"):
+        build_model(replace(checkpoint, yaml={**checkpoint.yaml, **change}))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 500_000, "KB more than before"
