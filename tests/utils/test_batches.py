@@ -124,7 +124,7 @@ def test_checking_reads_no_pixels(coco_images: list[Path], tmp_path: Path) -> No
 def test_fast_decoding_lands_on_the_same_canvas(tmp_path: Path, coco_images: list[Path]) -> None:
     from utils.settings import PictureSettings
 
-    large = cv2.resize(cv2.imread(str(coco_images[3])), None, fx=4, fy=4)  # type: ignore[call-overload]
+    large = cv2.resize(cv2.imread(str(coco_images[3])), None, fx=4, fy=4)
     cv2.imwrite(str(tmp_path / "large.jpg"), large)
     canvases = []
     for decode in ("exact", "fast"):

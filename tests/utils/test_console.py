@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from utils import console
 from utils.console import Console
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +26,7 @@ with Console("task") as shown:
 
 def test_lines_come_now_and_then(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 2))
-    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("utils.console.time.monotonic", lambda: float(next(clock)))
     with caplog.at_level("INFO"), Console("task") as shown:
         for percent in range(101):
             shown.report(percent / 100)
