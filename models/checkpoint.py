@@ -224,7 +224,7 @@ class _Reader:
         if cells.shape[0] != len(strides) or cells.shape[2] != 2:
             raise self.refusal(f"its anchors have the shape {cells.shape} with {len(strides)} strides")
         pixels = cells * np.array(strides, np.float64).reshape(-1, 1, 1)  # (levels, anchors, 2)
-        if not np.all((pixels > 0) & (pixels < _MAX_ANCHOR_PX)):  # NaN fails, too
+        if not np.all((pixels >= 0) & (pixels < _MAX_ANCHOR_PX)):  # NaN fails, too; 0 before AutoAnchor has fitted them
             raise self.refusal("its anchors aren't sizes")
         return pixels.astype(np.float32)
 

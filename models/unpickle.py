@@ -380,6 +380,7 @@ class _Machine:
     below: list[list[Any]] = field(default_factory=list)  # the stacks under each mark
     memo: dict[int, Any] = field(default_factory=dict)
     storages: dict[str, Storage] = field(default_factory=dict)
+    kinds: set[str] = field(default_factory=set)  # names of the inert classes that were asked for
     copied: int = 0  # items and bytes that functions made of what was there already
 
     def refusal(self, reason: str) -> WeightsError:
@@ -577,8 +578,17 @@ class _Machine:
         elif full in _CLASSES or ("." not in name and _CLASS_PATTERN.fullmatch(full)):
             found = _Class(full)
         if found is None:
-            raise self.refusal(f"asks for {shown(full)}, which isn't on the list of what a YOLOv5 checkpoint may hold")
+            listed = f"which isn't on the list of what a YOLOv5 checkpoint may hold{self._advice(name)}"
+            raise self.refusal(f"asks for {shown(full)}, {listed}")
+        if isinstance(found, _Class):
+            self.kinds.add(name)
         self.stack.append(found)
+
+    def _advice(self, name: str) -> str:
+        """What honest files with such a name are: both hold a bound method, which is a call of getattr."""
+        if "Segment" in self.kinds:
+            return " (it is a segmentation model, this executor needs a detection model)"
+        return " (was the model fused? save it before fuse())" if name == "getattr" else ""
 
     def _reduce(self) -> None:
         """Call a function of ours, or make a holder."""

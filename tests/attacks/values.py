@@ -28,6 +28,8 @@ STRIDES = "rising powers of two"
 SIZES = "aren't sizes"
 _WEIGHT = np.ones(3, np.float32)
 _SEGMENT = {"0": conv(), "1": Make(Name("models.yolo", "Segment"), {"_buffers": {"anchors": ANCHORS_CELLS}, "nc": 2})}
+_BOUND = Call(Name("__builtin__", "getattr"), (Name("models.yolo", "Detect"), "forward"))
+_BOUND_SEGMENT = {"0": Make(Name("models.yolo", "Segment"), {"detect": _BOUND})}
 _CLASSIFY = {"0": conv(), "1": module("models.common.Classify", {})}
 
 NAMES = [
@@ -47,7 +49,7 @@ NAMES = [
     _value("20,000 names", NO_LIST, names=["x"] * 20_000),
     _value("a number of classes that is none", "has list classes", nc=[2]),
     _value("a number of classes that is text", "classes, but", nc="2"),
-    _value("truth for a number of classes", "classes, but", nc=True),
+    _value("truth for a number of classes", "has True classes", nc=True, names=["cat"]),
 ]
 
 NUMBERS = [
@@ -67,6 +69,7 @@ NUMBERS = [
     _value("anchors of NaN", SIZES, anchors=ANCHORS_CELLS * np.float32("nan")),
     _value("anchors without an end", SIZES, anchors=ANCHORS_CELLS * np.float32("inf")),
     _value("negative anchors", SIZES, anchors=-ANCHORS_CELLS),
+    _value("anchors to be fitted", None, anchors=np.arange(4, dtype=np.float32).reshape(2, 1, 2)),
     _value("anchors of three sides", "shape (2, 1, 3)", anchors=np.ones((2, 1, 3), np.float32)),
     _value("anchors in a row", "no anchors", anchors=np.ones(4, np.float32)),
     _value("no anchors", "anchor-free", anchors=None),
@@ -84,6 +87,8 @@ TREES = [
     _value("a yaml of modules", "usual numbers", yaml={**YAML, "backbone": [conv()]}),
     _value("a yaml of tensors", "usual numbers", yaml={**YAML, "anchors": ANCHORS_CELLS}),
     _value("a segmentation model", "segmentation", layers=_SEGMENT),
+    _value("a segmentation model with its bound method", "segmentation", layers=_BOUND_SEGMENT),
+    _value("a fused model with its bound method", "fused", conv=conv(forward=_BOUND)),
     _value("a classification model", "classification", layers=_CLASSIFY),
     _value("no head", "0 detection heads", layers={"0": conv()}),
     _value("two heads", "2 detection heads", layers={"0": tree(), "1": tree()}),
