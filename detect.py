@@ -99,6 +99,11 @@ class SaveSettings:
         """Whether boxes are drawn."""
         return self.pictures or self.show
 
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether the picture itself is needed beside what was found in it."""
+        return self.draws or self.crops
+
 
 @dataclass(frozen=True)
 class DetectSettings:
@@ -200,7 +205,8 @@ def detect(
         lambda source, error: None,
         progress.part(0, len(pictures) / len(sources)),
         len(pictures),
-        kept.load if settings.saving.draws or settings.saving.crops else load,
+        # With decode: fast there is no whole picture to keep.
+        kept.load if settings.saving.needs_pixels and settings.pictures.decode == "exact" else load,
     )
     with closing(reader):
         finder = make_finder(checkpoint, settings, loader.batch_size)
@@ -293,7 +299,8 @@ def make_finder(checkpoint: Checkpoint, settings: DetectSettings, batch_size: in
     device = settings.device or ("0" if torch.cuda.is_available() else "")
     if settings.precision == "fp16" and device == "":
         raise ConfigError("--half: needs a GPU, and there is none; leave it out")
-    detector = make_detector(checkpoint, EngineSettings(device=device, precision=settings.precision), batch_size)
+    engine = EngineSettings(device=device, precision=settings.precision)
+    detector = make_detector(checkpoint, engine, batch_size, cpu_chunk=batch_size)
     run = detect_augmented if settings.augment else Detector.detect
 
     def find(batch: Batch[Source]) -> list[Found]:

@@ -752,6 +752,15 @@ def test_pictures_and_videos_of_one_folder_keep_apart(
     assert {path.name for path in (folder / "labels").iterdir()} == labels
 
 
+def test_a_video_is_written_into_a_folder_of_any_name(
+    run: Callable[..., Path], coco_images: list[Path], tmp_path: Path
+) -> None:
+    name = "no-utf8-\udce9 %d"  # given such a path, OpenCV would end the process
+    folder = run(make_video(tmp_path / "v.mp4", coco_images[:2]), "--name", name)
+    assert folder.name == name
+    assert [path.name for path in folder.iterdir()] == ["v.mp4"]
+
+
 def test_a_video_is_told_by_its_first_bytes(tmp_path: Path, yolov5n_pt: Path, coco_images: list[Path]) -> None:
     make_video(tmp_path / "v.mp4", coco_images[:2])
     shutil.copy(coco_images[0], tmp_path / "picture.mp4")
