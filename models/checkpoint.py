@@ -18,8 +18,10 @@ from typing import Any, Optional, Union
 import numpy as np
 import numpy.typing as npt
 
+from models.allowed import Holder, numbers_of, shown
 from models.archive import Archive, opened
-from models.unpickle import Array, Holder, TensorData, arrays_of, numbers_of, read_pickle, shown
+from models.tensors import Array, TensorData, arrays_of
+from models.unpickle import read_pickle
 from utils.errors import WeightsError
 
 Plain = Union[None, bool, int, float, str]

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from models import unpickle
+from models.allowed import Guard, Holder, found, numbers_of
 from models.archive import opened
 from models.checkpoint import read_checkpoint
-from models.unpickle import Holder, arrays_of, numbers_of, read_pickle
+from models.tensors import arrays_of
+from models.unpickle import read_pickle
 from tests.attacks import Attack, pickles, values, zips
 from tests.conftest import ROOT
 from utils.errors import WeightsError
@@ -228,7 +229,8 @@ def test_attack_is_a_real_one(attack: Attack, tmp_path: Path) -> None:
 
 
 def test_a_function_of_the_list_can_not_be_changed(tmp_path: Path) -> None:
-    before = dict(unpickle._FUNCTIONS)
+    guard = Guard(tmp_path)
+    before = found(guard, "torch._utils", "_rebuild_tensor_v2")
     for attack in pickles.OPCODES:
         path = tmp_path / "hostile.pt"
         path.write_bytes(attack.content("true"))
@@ -236,8 +238,8 @@ def test_a_function_of_the_list_can_not_be_changed(tmp_path: Path) -> None:
             root_of(path)
         except WeightsError:
             continue
-    assert dict(unpickle._FUNCTIONS) == before
-    assert all(function.call.__defaults__ is None for function in before.values())
+    assert found(guard, "torch._utils", "_rebuild_tensor_v2") is before
+    assert before.call.__defaults__ is None
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
