@@ -159,9 +159,8 @@ def evaluate(
             with clock.timing("nms"):
                 boxes, scores, class_ids = (kept.numpy() for kept in select_boxes(rows, nms))
             letterbox, labels = pictures.letterboxes[place], batch.labels[place]
-            truth = Truth(
-                labels_to_input(labels.boxes_px[~labels.is_crowd], letterbox), labels.class_ids[~labels.is_crowd]
-            )
+            counted = ~labels.is_crowd
+            truth = Truth(labels_to_input(labels.boxes_px[counted], letterbox), labels.class_ids[counted])
             found = Found(clip_to_picture(boxes, letterbox), scores, class_ids)
             parts.append(compare(found, truth))
             confusion.add(found, truth)

@@ -39,10 +39,10 @@ def plan_canvases(
 
 def letterbox_validation(image_hw: tuple[int, int], side: int, canvas_hw: tuple[int, int]) -> Letterbox:
     """Fit a picture's longer side to `side`, rounded up, and centre it on a canvas that holds it."""
-    scale = side / max(image_hw)
-    # Rounding may lift a product above the whole number that it is, and so beyond the canvas.
-    resized = [min(math.ceil(length * scale), most) for length, most in zip(image_hw, canvas_hw)]
-    return place_on(canvas_hw, image_hw, (resized[0], resized[1]), scale, shrink_by_area=True)
+    longer = max(image_hw)
+    # In whole numbers: YOLOv5's floats lift a product above the whole number that it is, as 533 x (640 / 533).
+    height, width = (-(-length * side // longer) for length in image_hw)
+    return place_on(canvas_hw, image_hw, (height, width), side / longer, shrink_by_area=True)
 
 
 def labels_to_input(boxes_px: BoxArray, letterbox: Letterbox) -> BoxArray:
