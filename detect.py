@@ -65,7 +65,11 @@ VIDEO_SUFFIXES = frozenset(
 )
 KINDS = f"pictures ({' '.join(sorted(PICTURE_SUFFIXES))}) or videos ({' '.join(sorted(VIDEO_SUFFIXES))})"
 MOST_IMG_SIZE = 16_384  # px
-GPU_BATCH = 16  # pictures at once; on a CPU one by one is as fast, and keeps their order
+GPU_BATCH = 16  # pictures that go through the network at once
+# On a CPU eight at once are a fifth faster than one by one (docs/performance.md), but come in another order, and the
+# last ones of each shape fill a pass for themselves.
+CPU_BATCH, MANY_PICTURES = 8, 256
+FRAMES_BYTES = 128 << 20  # of a batch of frames
 KEPT_BYTES = 256 << 20  # of decoded pictures that wait to be drawn on
 MOST_STEM_BYTES = 220  # a file name has 255, and gets a number and a suffix
 JPEG_QUALITY = 95  # OpenCV's, so YOLOv5's
@@ -195,8 +199,10 @@ def detect(
     names = class_names(settings, checkpoint)
     stride = max(checkpoint.strides)
     fitting = Fitting((input_side(settings.img_hw[0], stride), input_side(settings.img_hw[1], stride)), stride)
-    loader = LoaderSettings(batch_size=_batch_size(settings.device), pictures=settings.pictures)
     pictures = [source for source in sources if not source.is_video]
+    most_at_once = guess_batch_size(settings.device)
+    is_many = most_at_once == GPU_BATCH or len(pictures) >= MANY_PICTURES
+    loader = LoaderSettings(batch_size=most_at_once if is_many else 1, pictures=settings.pictures)
     kept = KeptPictures(KEPT_BYTES)
     reader = BatchReader(
         pictures,
@@ -209,12 +215,12 @@ def detect(
         kept.load if settings.saving.needs_pixels and settings.pictures.decode == "exact" else load,
     )
     with closing(reader):
-        finder = make_finder(checkpoint, settings, loader.batch_size)
+        finders = load_finders(checkpoint, settings)
         folder = claim_folder(settings, sources) if settings.saving.writes else None
         output = Output(folder, names, safe_folders(names), settings.saving, settings.pictures)
-        run = Run(settings, len(sources), loader, fitting, finder, output, on_found)
+        run = Run(settings, len(sources), most_at_once, fitting, finders, output, on_found)
         started_s = time.monotonic()
-        run.detect_in_pictures(reader, kept)
+        run.detect_in_pictures(reader, kept, loader)
         for place, video in enumerate(sources[len(pictures) :], start=len(pictures)):
             share = progress.part(place / len(sources), (place + 1) / len(sources))
             try:
@@ -237,19 +243,20 @@ class Run:
 
     settings: DetectSettings
     total: int  # sources
-    loader: LoaderSettings
+    most_at_once: int  # frames
     fitting: Fitting
-    finder: Finder
+    finders: Callable[[int], Finder]
     output: Output
     on_found: Callable[[Found], None]
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("pictures", "videos", "frames", "boxes"), 0))
 
-    def detect_in_pictures(self, reader: BatchReader[Source], kept: KeptPictures) -> None:
+    def detect_in_pictures(self, reader: BatchReader[Source], kept: KeptPictures, loader: LoaderSettings) -> None:
         """Detect in what a reader gives; results are saved meanwhile."""
+        find = self.finders(loader.batch_size)
         # A window belongs to one thread.
-        with Workers(1 if self.settings.saving.show else self.loader.workers) as workers:
+        with Workers(1 if self.settings.saving.show else loader.workers) as workers:
             for batch in reader:
-                for found in self.finder(batch):
+                for found in find(batch):
                     self._tell(found, "pictures")
                     workers.submit(partial(self.output.save_picture, found, kept))
 
@@ -263,9 +270,11 @@ class Run:
             opened = stack.enter_context(open_video(video.path, self.settings.pictures.max_pixels))
             target = stack.enter_context(closing(VideoFile(self.output, video, opened.fps / stride)))
             worker = stack.enter_context(Workers(1))
-            batches = _frame_batches(opened, video, stride, self.fitting, self.loader.batch_size)
+            at_once = max(min(self.most_at_once, opened.frames // stride, FRAMES_BYTES // opened.frame_bytes), 1)
+            find = self.finders(at_once)
+            batches = _frame_batches(opened, video, stride, self.fitting, at_once)
             for batch, frames in stack.enter_context(closing(read_ahead(batches))):
-                for found, rgb in zip(self.finder(batch), frames):
+                for found, rgb in zip(find(batch), frames):
                     self._tell(found, "frames")
                     worker.submit(partial(target.save_frame, found, rgb))
                     last = found.source.frame
@@ -289,32 +298,39 @@ class Run:
 Finder = Callable[[Batch[Source]], list[Found]]
 
 
-def make_finder(checkpoint: Checkpoint, settings: DetectSettings, batch_size: int) -> Finder:
-    """Load torch and build the model. Raises WeightsError, NoDeviceError, ConfigError."""
+def load_finders(checkpoint: Checkpoint, settings: DetectSettings) -> Callable[[int], Finder]:
+    """Load torch and build the model; gives a function from the number of pictures that go through it at once.
+
+    Raises WeightsError, NoDeviceError, ConfigError.
+    """
     import torch
 
     from models.augment import detect_augmented
     from models.detector import Detector, make_detector
 
-    device = settings.device or ("0" if torch.cuda.is_available() else "")
+    device = settings.device.strip() or ("0" if torch.cuda.is_available() else "")
     if settings.precision == "fp16" and device == "":
         raise ConfigError("--half: needs a GPU, and there is none; leave it out")
-    engine = EngineSettings(device=device, precision=settings.precision)
-    detector = make_detector(checkpoint, engine, batch_size, cpu_chunk=batch_size)
+    detector = make_detector(checkpoint, EngineSettings(device=device, precision=settings.precision), GPU_BATCH)
     run = detect_augmented if settings.augment else Detector.detect
 
-    def find(batch: Batch[Source]) -> list[Found]:
-        found = run(detector, batch, settings.nms)
-        return [Found(*one) for one in zip(batch.items, [box.image_hw for box in batch.letterboxes], found)]
+    def finder(at_once: int) -> Finder:
+        sized = replace(detector, chunk=at_once)
 
-    return find
+        def find(batch: Batch[Source]) -> list[Found]:
+            found = run(sized, batch, settings.nms)
+            return [Found(*one) for one in zip(batch.items, [box.image_hw for box in batch.letterboxes], found)]
+
+        return find
+
+    return finder
 
 
-def _batch_size(device: str) -> int:
+def guess_batch_size(device: str) -> int:
     """Guess, before torch can tell, whether there will be a GPU; a wrong guess costs a little speed."""
     named = device.strip().lower()
     has_gpu = Path("/dev/nvidiactl").exists() if named == "" else named not in ("cpu", "-1")
-    return GPU_BATCH if has_gpu else 1
+    return GPU_BATCH if has_gpu else CPU_BATCH
 
 
 def class_names(settings: DetectSettings, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -485,6 +501,7 @@ class Video:
     capture: Any  # cv2.VideoCapture
     fps: float
     frames: int  # as its header says, at least 1
+    frame_bytes: int  # so, too
 
     def read(self, stride: int) -> Iterator[tuple[int, Pixels]]:
         """Give every stride-th frame, the first one first: its number from 1, and its (h, w, 3) RGB pixels."""
@@ -515,7 +532,8 @@ def open_video(path: Path, most_pixels: int) -> Iterator[Video]:
             if width * height > most_pixels:
                 raise ImageError(f"{path}: is {width} x {height} pixels, more than max_pixels: {most_pixels}")
             fps, frames = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
-            yield Video(capture, fps if 0 < fps <= 1000 else USUAL_FPS, int(frames) if 1 <= frames < 1e9 else 1)
+            frames = int(frames) if 1 <= frames < 1e9 else 1
+            yield Video(capture, fps if 0 < fps <= 1000 else USUAL_FPS, frames, max(3 * width * height, 1))
         finally:
             capture.release()
 
@@ -538,12 +556,11 @@ FrameBatch = tuple[Batch[Source], list[Pixels]]
 
 
 def _frame_batches(video: Video, source: Source, stride: int, fitting: Fitting, size: int) -> Iterator[FrameBatch]:
-    """Put frames into batches of one size; large frames into small ones, so that memory stays bounded."""
+    """Put up to `size` frames of one shape into each batch."""
     batch, frames = Batch[Source]([], [], []), list[Pixels]()
     for number, rgb in video.read(stride):
         letterbox = fitting(source, rgb.shape[:2])
-        most = min(size, max(KEPT_BYTES // 4 // rgb.nbytes, 1))
-        if len(batch) and (len(batch) >= most or letterbox.canvas_hw != batch.canvas_hw):
+        if len(batch) and (len(batch) == size or letterbox.canvas_hw != batch.canvas_hw):
             yield batch, frames
             batch, frames = Batch([], [], []), []
         canvas = np.empty((*letterbox.canvas_hw, 3), np.uint8)
