@@ -769,7 +769,7 @@ def test_a_video_is_told_by_its_first_bytes(tmp_path: Path, yolov5n_pt: Path, co
     (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {tmp_path}/v.mp4\n")
     for name in ("picture.mp4", "list.mp4"):
         with pytest.raises(ImageError, match="is no video of a known type"):
-            detect(DetectSettings(yolov5n_pt, str(tmp_path / name), device="cpu", img_hw=(64, 64)))
+            detect(DetectSettings(yolov5n_pt, str(tmp_path / name), device="cpu", folder=tmp_path / "exp"))
 
 
 def test_every_kind_of_video_is_read(run: Callable[..., Path], coco_images: list[Path], tmp_path: Path) -> None:
