@@ -5,7 +5,7 @@ PY := .venv/bin/python
 THREADS := $(shell nproc 2>/dev/null || echo 1)
 # One team of threads, which sleeps when it has nothing to do.
 THREADED := OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=PASSIVE
-SOURCE := $(wildcard *.py utils/*.py models/*.py mining/*.py ymir/*.py)
+SOURCE := $(wildcard *.py) utils models mining ymir benchmarks tests
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-all lint bench clean

@@ -89,8 +89,9 @@ def test_state_dict_names_are_goldens(golden: Callable[[str], Any]) -> None:
 def test_fresh_head_starts_with_few_objects() -> None:
     torch.manual_seed(0)
     model = make_model(read_spec(MODELS / "yolov5n.yaml", classes=3))
-    bias = model.detect.m[0].bias.view(3, -1)
-    assert float(bias[:, 4].mean().detach()) == pytest.approx(np.log(8 / 80**2), abs=0.2)
+    head: Any = model.detect.m[0]
+    bias = head.bias.detach().view(3, -1)
+    assert float(bias[:, 4].mean()) == pytest.approx(np.log(8 / 80**2), abs=0.2)
 
 
 @pytest.mark.parametrize(
