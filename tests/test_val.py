@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable
@@ -26,7 +26,7 @@ from models.detector import Detector, make_detector
 from tests.utils.picture_files import with_orientation
 from utils.batches import BatchReader, Placing, Shot
 from utils.coco_metrics import COCO_CATEGORY_IDS, CocoFigures, coco_figures
-from utils.labelled import LabelledReader, LabelledSet, yolo_set
+from utils.labelled import LabelledBatch, LabelledReader, LabelledSet, yolo_set
 from utils.labels import Labels, LabelSource, PictureFile, read_yolo, yolo_label_path
 from utils.metrics import Found, Metrics, Truth, compare, compute_metrics, join
 from utils.settings import EngineSettings, LoaderSettings, NmsSettings, PictureSettings
@@ -319,6 +319,40 @@ def test_figures_do_not_depend_on_batches_where_the_canvas_does_not(settings: Va
     assert means(val.validate(whole, NOTHING).evaluation.metrics) == means(
         val.validate(alone, NOTHING).evaluation.metrics
     )
+
+
+def test_the_defaults_are_yolov5s() -> None:
+    settings = val.read_arguments(val._parser().parse_args([]), "yolov5s.pt")
+    assert (settings.data, settings.weights) == (Path("data/coco128.yaml"), ROOT / "weights/yolov5s.pt")
+    assert settings.nms == NmsSettings(0.001, 0.6, max_det=300, multi_label=True)
+    assert settings.loader == LoaderSettings(640, batch_size=32, workers=8, pictures=TURNED)
+    assert settings == ValSettings(settings.data, settings.weights)
+    assert val.read_saving(val._parser().parse_args([])) == SaveSettings(Path("runs/val"), "exp")
+
+
+def test_detections_end_where_their_picture_does(tmp_path: Path) -> None:
+    """Worked by hand: a picture of 100 x 60 px on a square of 128, its label the left half.
+
+    The canvas has 128 x 77 px of it and 25.5 px of border (25 drawn) above. A box that begins far outside covers the
+    left half, too: of what is inside the IoU is 1, of the whole it is 0.45.
+    """
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (100, 60)).save(tmp_path / "images/a.png")
+
+    def labels_of(shot: Shot, image_hw: tuple[int, int]) -> Labels:
+        assert image_hw == (60, 100)
+        return Labels(np.array([0]), np.array([[0.0, 0.0, 50.0, 60.0]]), np.array([False]), (None,))
+
+    def candidates(batch: LabelledBatch, least_objectness: float) -> Iterator[Tensor]:
+        assert least_objectness == 0.25
+        top, bottom = -20.0, 25.5 + 77 + 25.5 + 20
+        yield torch.tensor([[32.0, (top + bottom) / 2, 64.0, bottom - top, 0.9, 1.0]])
+
+    shots = (Shot(0, tmp_path / "images/a.png"),)
+    reader = LabelledReader(LabelledSet(("a",), shots, labels_of), LoaderSettings(128), 32, is_rect=False)
+    found = val.evaluate(candidates, reader, NmsSettings())
+    assert found.metrics.map == pytest.approx(0.995, abs=0.001)
+    assert found.confusion.tolist() == [[1, 0], [0, 0]]
 
 
 def test_speed_takes_its_own_thresholds(few: Path, yolov5n_pt: Path, tmp_path: Path, capsys: Any) -> None:

@@ -87,14 +87,18 @@ def test_three_batches_are_drawn_and_no_more(tmp_path: Path) -> None:
 
 
 def test_boxes_are_drawn_where_they_are(tmp_path: Path) -> None:
-    """The label covers the left half, the sure detection the right; the unsure one isn't drawn."""
-    BatchPictures(tmp_path, ["a"])([seen("p.jpg", detections_of((60, 10, 100, 50, 0.9, 0), (10, 10, 30, 30, 0.2, 0)))])
-    coloured = {}
+    """On a picture of 1000 x 500 px in the middle of a square of 640: a label on its left, a sure box on its right."""
+    letterbox = letterbox_square((500, 1000), 640, 32)
+    labels = Labels(np.array([0]), np.array([[100.0, 100.0, 400.0, 400.0]]), np.array([False]), (None,))
+    found = detections_of((600, 100, 900, 400, 0.9, 0), (100, 100, 400, 400, 0.2, 0))
+    canvas = np.full((640, 640, 3), 200, np.uint8)
+    BatchPictures(tmp_path, ["a"])([Seen(Shot(0, Path("p.jpg")), canvas, letterbox, labels, found)])
+    extents = {}
     for what in ("labels", "pred"):
         with Image.open(tmp_path / f"val_batch0_{what}.jpg") as image:
             pixels = np.asarray(image).astype(int)
-        spread = pixels.max(axis=2) - pixels.min(axis=2) > 60  # everything else is grey
-        columns = np.flatnonzero(spread[30:].any(axis=0)) / pixels.shape[1]  # below the names
-        coloured[what] = (columns.min(), columns.max())
-    assert 0.4 < coloured["labels"][1] < 0.6  # its left edge lies under the frame
-    assert 0.5 < coloured["pred"][0] < 0.7 and coloured["pred"][1] > 0.9
+        is_coloured = pixels.max(axis=2) - pixels.min(axis=2) > 60  # everything else is grey
+        rows, columns = np.nonzero(is_coloured[250:])  # below the name
+        extents[what] = [columns.min(), columns.max(), rows.max() + 250]
+    assert extents["labels"] == pytest.approx([64, 256, 160 + 256], abs=3)
+    assert extents["pred"] == pytest.approx([384, 576, 160 + 256], abs=3)
