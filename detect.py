@@ -9,41 +9,29 @@ pictures are decoded while it is.
 from __future__ import annotations
 
 import argparse
-import glob
 import logging
 import math
 import os
 import re
 import time
-from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
-from itertools import count, islice
+from functools import partial
 from pathlib import Path
-from threading import Lock
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar
+from typing import TYPE_CHECKING, Callable, Optional
 
 import cv2
-import numpy as np
-import simplejpeg
 
-from utils.batches import Batch, BatchReader, Loaded, Place, Tally, input_side, load
-from utils.boxes import clip, to_cxcywh, to_xyxy
+from utils.batches import Batch, BatchReader, Tally, input_side, load
 from utils.console import Console
-from utils.datasets import MAX_LIST_BYTES, PICTURE_SUFFIXES, read_data_yaml, read_names
-from utils.detections import Detections
-from utils.errors import ConfigError, DatasetError, ExecutorError, ImageError
-from utils.files import open_regular, read_bytes
-from utils.jpeg import Pixels
+from utils.datasets import read_data_yaml, read_names
+from utils.errors import ConfigError, ImageError
 from utils.letterbox import Letterbox, place_on
-from utils.pictures import read_picture
-from utils.plots import draw_boxes
+from utils.media import Source, find_sources
 from utils.process import OneLineParser, exit_code, leave, prepare_process
 from utils.progress import Progress
+from utils.result_files import Found, KeptPictures, Output, SaveSettings, Workers, claim_folder, describe, safe_folders
 from utils.settings import (
     PRECISIONS,
     EngineSettings,
@@ -52,6 +40,7 @@ from utils.settings import (
     PictureSettings,
     check_at_least,
 )
+from utils.videos import VideoFile, frame_batches, open_video, read_ahead
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
@@ -59,11 +48,6 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("detect")
 
 ROOT = Path(__file__).resolve().parent
-# What YOLOv5 takes for a video, by its suffix; the first bytes have to agree (_VIDEO_HEADS).
-VIDEO_SUFFIXES = frozenset(
-    {".asf", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
-)
-KINDS = f"pictures ({' '.join(sorted(PICTURE_SUFFIXES))}) or videos ({' '.join(sorted(VIDEO_SUFFIXES))})"
 MOST_IMG_SIZE = 16_384  # px
 GPU_BATCH = 16  # pictures that go through the network at once
 # On a CPU eight at once are a fifth faster than one by one (docs/performance.md), but come in another order, and the
@@ -71,42 +55,7 @@ GPU_BATCH = 16  # pictures that go through the network at once
 CPU_BATCH, MANY_PICTURES = 8, 256
 FRAMES_BYTES = 128 << 20  # of a batch of frames
 KEPT_BYTES = 256 << 20  # of decoded pictures that wait to be drawn on
-MOST_STEM_BYTES = 220  # a file name has 255, and gets a number and a suffix
-JPEG_QUALITY = 95  # OpenCV's, so YOLOv5's
-CROP_GAIN, CROP_PAD_PX = 1.02, 10
 NOWHERE = Progress()
-
-
-@dataclass(frozen=True)
-class SaveSettings:
-    """What is written, or shown, of each picture or frame."""
-
-    pictures: bool = True  # with the boxes drawn, under the source's own name
-    labels: bool = False  # labels/STEM.txt: class cx cy w h, in 0..1 of the picture
-    scores: bool = False  # in the labels, too
-    crops: bool = False  # crops/CLASS/STEM.jpg
-    show: bool = False  # in a window
-    line_thickness: int = 3  # px
-    hide_labels: bool = False
-    hide_conf: bool = False
-
-    def __post_init__(self) -> None:
-        check_at_least("--line-thickness", self.line_thickness, 1)
-
-    @property
-    def writes(self) -> bool:
-        """Whether a folder is needed."""
-        return self.pictures or self.labels or self.crops
-
-    @property
-    def draws(self) -> bool:
-        """Whether boxes are drawn."""
-        return self.pictures or self.show
-
-    @property
-    def needs_pixels(self) -> bool:
-        """Whether the picture itself is needed beside what was found in it."""
-        return self.draws or self.crops
 
 
 @dataclass(frozen=True)
@@ -140,33 +89,6 @@ class DetectSettings:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A picture, a video or one frame of a video, and what its results are called."""
-
-    number: int  # from 1, of the picture or video
-    path: Path
-    stem: str  # of every file that is written for it; no two sources share one
-    suffix: str  # of the drawn picture
-    is_video: bool = False
-    frame: int = 0  # of a video, from 1
-    refused: Optional[str] = None
-
-    @property
-    def result_stem(self) -> str:
-        """The name, without suffix, of what is written for this picture or frame."""
-        return f"{self.stem}_{self.frame}" if self.is_video else self.stem
-
-
-@dataclass(frozen=True)
-class Found:
-    """What was found in one picture or frame."""
-
-    source: Source
-    image_hw: tuple[int, int]
-    detections: Detections
-
-
-@dataclass(frozen=True)
 class DetectSummary:
     """How a run ended."""
 
@@ -194,6 +116,7 @@ def detect(
     """
     from models.checkpoint import read_checkpoint
 
+    saving = settings.saving
     sources = find_sources(settings.source)
     checkpoint = read_checkpoint(settings.weights)
     names = class_names(settings, checkpoint)
@@ -212,12 +135,12 @@ def detect(
         progress.part(0, len(pictures) / len(sources)),
         len(pictures),
         # With decode: fast there is no whole picture to keep.
-        kept.load if settings.saving.needs_pixels and settings.pictures.decode == "exact" else load,
+        kept.load if saving.needs_pixels and settings.pictures.decode == "exact" else load,
     )
     with closing(reader):
         finders = load_finders(checkpoint, settings)
-        folder = claim_folder(settings, sources) if settings.saving.writes else None
-        output = Output(folder, names, safe_folders(names), settings.saving, settings.pictures)
+        folder = claim_folder(settings.folder, settings.exist_ok, saving, sources) if saving.writes else None
+        output = Output(folder, names, safe_folders(names), saving, settings.pictures)
         run = Run(settings, len(sources), most_at_once, fitting, finders, output, on_found)
         started_s = time.monotonic()
         run.detect_in_pictures(reader, kept, loader)
@@ -272,7 +195,7 @@ class Run:
             worker = stack.enter_context(Workers(1))
             at_once = max(min(self.most_at_once, opened.frames // stride, FRAMES_BYTES // opened.frame_bytes), 1)
             find = self.finders(at_once)
-            batches = _frame_batches(opened, video, stride, self.fitting, at_once)
+            batches = frame_batches(opened, video, stride, self.fitting, at_once)
             for batch, frames in stack.enter_context(closing(read_ahead(batches))):
                 for found, rgb in zip(find(batch), frames):
                     self._tell(found, "frames")
@@ -362,504 +285,6 @@ class Fitting:
         height, width = (max(round(length * scale), 1) for length in image_hw)
         canvas_hw = (math.ceil(height / self.stride) * self.stride, math.ceil(width / self.stride) * self.stride)
         return place_on(canvas_hw, image_hw, (height, width), scale)
-
-
-# ---- sources ---------------------------------------------------------------------------------------------------------
-
-
-def find_sources(text: str) -> tuple[Source, ...]:
-    """Find the pictures and videos that --source names: pictures first, each kind by path or in the list's order.
-
-    A folder is not searched below its first level, as in YOLOv5; hidden files are left out. Raises DatasetError where
-    there are none.
-    """
-    try:
-        paths = _paths_of(text)
-    except OSError as cause:
-        raise DatasetError(f"--source {text[:200]}: {cause.strerror}") from cause
-    videos = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
-    pictures = [path for path in paths if path.suffix.lower() not in VIDEO_SUFFIXES]
-    return _named(pictures, videos)
-
-
-def _paths_of(text: str) -> list[Path]:
-    path = Path(text)
-    if path.is_dir():
-        paths = sorted(inside for inside in path.iterdir() if not inside.name.startswith(".") and _is_known(inside))
-        if not paths:
-            raise DatasetError(f"--source {text}: the folder holds no {KINDS}")
-        return paths
-    if path.exists():
-        return _listed(path) if path.suffix.lower() == ".txt" else [path]
-    if text.strip().isdecimal() or "://" in text or path.suffix.lower() in (".streams", ".stream"):
-        raise DatasetError(
-            f"--source {text}: cameras and streams are not supported; give a picture or video file, a folder, a glob "
-            "pattern in quotes, or a .txt list of paths"
-        )
-    if glob.has_magic(text):
-        # Not Path.glob, whose patterns can't be absolute.
-        paths = [Path(name) for name in sorted(glob.glob(text, recursive=True)) if _is_known(Path(name))]  # noqa: PTH207
-        if not paths:
-            raise DatasetError(f"--source {text}: the pattern matches no {KINDS}")
-        return paths
-    raise DatasetError(f"--source {text}: no such file or folder")
-
-
-def _is_known(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES
-
-
-def _listed(path: Path) -> list[Path]:
-    """Read a .txt list: a path a line, from the list's own folder or, as in YOLOv5, from where we run."""
-    try:
-        lines = read_bytes(path, MAX_LIST_BYTES, DatasetError).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise DatasetError(f"--source {path}: is not UTF-8 text") from None
-    named = [Path(line.strip()) for line in lines if line.strip()]
-    if not named:
-        raise DatasetError(f"--source {path}: the list is empty")
-    beside = [path.parent / name for name in named]
-    return list(dict.fromkeys(there if os.path.lexists(there) else name for there, name in zip(beside, named)))
-
-
-def _named(pictures: Sequence[Path], videos: Sequence[Path]) -> tuple[Source, ...]:
-    """Number the sources and give each a stem of its own, so that none overwrites another's results."""
-    paths = [*pictures, *videos]
-    plain = [(path.stem if _is_known(path) else path.name) or "_" for path in paths]
-    cut = [os.fsencode(stem)[:MOST_STEM_BYTES].decode("utf-8", "ignore") or "_" for stem in plain]
-    stems = [stem if len(os.fsencode(stem)) <= MOST_STEM_BYTES else short for stem, short in zip(plain, cut)]
-    # A frame of v.mp4 would write v_1.txt, and so would a picture v_1.jpg.
-    picture_stems = stems[: len(pictures)]
-    like_frames = {stem.rpartition("_")[0] for stem in picture_stems if stem.rpartition("_")[2].isdigit()}
-    wanted, taken = set(stems), set[str]()
-    sources, renamed = [], Tally()
-    for number, (path, stem) in enumerate(zip(paths, stems), start=1):
-        is_video = number > len(pictures)
-        suffix = path.suffix if path.suffix.lower() in PICTURE_SUFFIXES else ".jpg"
-        choices = (f"{stem}_{place}" for place in count(2))
-        own = stem
-        while own in taken or (own != stem and own in wanted) or (is_video and own in like_frames):
-            own = next(choices)
-        taken.add(own)
-        if own != plain[number - 1]:
-            renamed.add(f"{path} as {own}")
-        sources.append(Source(number, path, own, suffix, is_video))
-    if renamed.count:
-        LOGGER.info("%s", renamed.summary("sources have a name that is too long or taken, their results are called"))
-    return tuple(sources)
-
-
-class KeptPictures:
-    """Decoded pictures that wait to be drawn on, as many as fit into so many bytes; others are decoded again."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self._left = most_bytes
-        self._kept: dict[int, Pixels] = {}
-        self._lock = Lock()
-
-    def load(self, source: Source, place: Place[Source], settings: LoaderSettings) -> Loaded:
-        """Do what utils.batches.load does, and keep the picture. Raises ImageError."""
-        picture = read_picture(source.path, settings.pictures)
-        letterbox = place(source, picture.full_hw)
-        canvas = np.empty((*letterbox.canvas_hw, 3), np.uint8)
-        letterbox.draw(picture.rgb, canvas)
-        with self._lock:
-            if picture.rgb.nbytes <= self._left:
-                self._left -= picture.rgb.nbytes
-                self._kept[source.number] = picture.rgb
-        return Loaded(canvas, letterbox, picture.warning)
-
-    def take(self, source: Source) -> Optional[Pixels]:
-        """Give a picture's pixels, if they were kept, and forget them."""
-        with self._lock:
-            rgb = self._kept.pop(source.number, None)
-            self._left += rgb.nbytes if rgb is not None else 0
-        return rgb
-
-
-# ---- videos ----------------------------------------------------------------------------------------------------------
-
-# What the files that VIDEO_SUFFIXES stand for begin with: (position, bytes). Nothing else is handed to FFmpeg, which
-# would also read playlists, and follow them to other files and hosts.
-_VIDEO_HEADS = (
-    *((4, box) for box in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")),  # MP4, MOV, M4V
-    (0, b"\x1a\x45\xdf\xa3"),  # Matroska, WebM
-    (8, b"AVI "),
-    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),  # ASF, WMV
-    (0, b"\x00\x00\x01\xba"),  # MPEG program stream
-    (0, b"\x00\x00\x01\xb3"),  # MPEG video
-    (0, b"GIF8"),
-)
-_TS_PACKETS = ((0, 188), (4, 192))  # MPEG transport stream: (position, distance) of its sync bytes, 0x47
-USUAL_FPS = 30.0
-
-
-@dataclass(frozen=True)
-class Video:
-    """An open video."""
-
-    capture: Any  # cv2.VideoCapture
-    fps: float
-    frames: int  # as its header says, at least 1
-    frame_bytes: int  # so, too
-
-    def read(self, stride: int) -> Iterator[tuple[int, Pixels]]:
-        """Give every stride-th frame, the first one first: its number from 1, and its (h, w, 3) RGB pixels."""
-        for number in count(1):
-            if not self.capture.grab():
-                return
-            if (number - 1) % stride:
-                continue
-            is_there, bgr = self.capture.retrieve()
-            if not is_there:
-                return
-            yield number, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-
-
-@contextmanager
-def open_video(path: Path, most_pixels: int) -> Iterator[Video]:
-    """Open a video file, by FFmpeg. Raises ImageError where it is none, or its frames are larger than allowed."""
-    _quiet_opencv()
-    with open_regular(path, ImageError) as file:
-        if not _is_video(file.read(1024)):
-            raise ImageError(f"{path}: is no video of a known type")
-        # By its number: FFmpeg takes some names for addresses or patterns, and OpenCV crashes at one that isn't UTF-8.
-        capture = cv2.VideoCapture(f"/dev/fd/{file.fileno()}", cv2.CAP_FFMPEG)
-        try:
-            if not capture.isOpened():
-                raise ImageError(f"{path}: breaks off or is damaged, can't be decoded as a video")
-            width, height = (int(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-            if width * height > most_pixels:
-                raise ImageError(f"{path}: is {width} x {height} pixels, more than max_pixels: {most_pixels}")
-            fps, frames = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
-            frames = int(frames) if 1 <= frames < 1e9 else 1
-            yield Video(capture, fps if 0 < fps <= 1000 else USUAL_FPS, frames, max(3 * width * height, 1))
-        finally:
-            capture.release()
-
-
-@cache
-def _quiet_opencv() -> None:
-    """Keep OpenCV's and FFmpeg's own lines off stderr."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # it has no other way
-    quiet: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 5 has it there, 4 at the top
-    quiet.setLogLevel(0)
-
-
-def _is_video(head: bytes) -> bool:
-    if any(head[first : first + len(mark)] == mark for first, mark in _VIDEO_HEADS):
-        return True
-    return any(head[first::distance][:4] == b"\x47" * 4 for first, distance in _TS_PACKETS)
-
-
-FrameBatch = tuple[Batch[Source], list[Pixels]]
-
-
-def _frame_batches(video: Video, source: Source, stride: int, fitting: Fitting, size: int) -> Iterator[FrameBatch]:
-    """Put up to `size` frames of one shape into each batch."""
-    batch, frames = Batch[Source]([], [], []), list[Pixels]()
-    for number, rgb in video.read(stride):
-        letterbox = fitting(source, rgb.shape[:2])
-        if len(batch) and (len(batch) == size or letterbox.canvas_hw != batch.canvas_hw):
-            yield batch, frames
-            batch, frames = Batch([], [], []), []
-        canvas = np.empty((*letterbox.canvas_hw, 3), np.uint8)
-        letterbox.draw(rgb, canvas)
-        batch.items.append(replace(source, frame=number))
-        batch.canvases.append(canvas)
-        batch.letterboxes.append(letterbox)
-        frames.append(rgb)
-    if len(batch):
-        yield batch, frames
-
-
-# ---- what is written -------------------------------------------------------------------------------------------------
-
-
-def claim_folder(settings: DetectSettings, sources: Sequence[Source]) -> Path:
-    """Make the folder for results: the one named, or that with the first number that is free.
-
-    Two runs that start together get two folders. Raises ConfigError where results would overwrite the sources.
-    """
-    folder = settings.folder
-    numbers = count(2)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                folder.mkdir()
-                break
-            except FileExistsError:
-                if settings.exist_ok and folder.is_dir():
-                    break
-                folder = settings.folder.with_name(f"{settings.folder.name}{next(numbers)}")
-        if os.path.realpath(folder) in {os.path.realpath(source.path.parent) for source in sources}:
-            raise ConfigError(f"{folder}: holds the sources, results would overwrite them; name another with --name")
-        if settings.saving.labels:
-            (folder / "labels").mkdir(exist_ok=True)
-    except OSError as cause:
-        raise ConfigError(f"{folder}: can't be made or used ({cause.strerror}); see --project and --name") from cause
-    return folder
-
-
-def safe_folders(names: Sequence[str]) -> tuple[str, ...]:
-    """Give each class a folder name of its own: its name without separators and control characters."""
-    folders: dict[str, int] = {}
-    for class_id, name in enumerate(names):
-        visible = "".join("_" if mark in "/\\" or not mark.isprintable() else mark for mark in name)
-        safe = visible.encode("utf-8", "ignore")[:MOST_STEM_BYTES].decode("utf-8", "ignore").strip()
-        if safe.strip(".") == "":
-            safe = "_"
-        while safe in folders:
-            safe = f"{safe}_{class_id}"
-        folders[safe] = class_id
-    return tuple(folders)
-
-
-@dataclass(frozen=True)
-class Output:
-    """Writes results into one folder; every file name in it is a source's stem, a number and a suffix."""
-
-    folder: Optional[Path]
-    names: tuple[str, ...]
-    class_folders: tuple[str, ...]
-    saving: SaveSettings
-    pictures: PictureSettings
-
-    def save_picture(self, found: Found, kept: KeptPictures) -> None:
-        """Save all that is asked for of one picture."""
-        self.save_labels(found)
-        rgb = kept.take(found.source)
-        if not (self.saving.draws or (self.saving.crops and len(found.detections))):
-            return
-        try:
-            if rgb is None:
-                rgb = read_picture(found.source.path, self.pictures).rgb
-            self.save_crops(found, rgb)
-            drawn = self.draw(found, rgb)
-            if self.saving.pictures:
-                content = encode(drawn, found.source.suffix)
-                self._write(f"{found.source.stem}{found.source.suffix}", content)
-        except ImageError as error:  # changed since it was read, or too large for its file type
-            LOGGER.warning("%s: is not drawn: %s", found.source.path, error)
-
-    def save_labels(self, found: Found) -> None:
-        """Write labels/STEM.txt; where nothing was found there is no file, as in YOLOv5."""
-        if not self.saving.labels:
-            return
-        lines = label_lines(found, self.saving.scores)
-        name = f"labels/{found.source.result_stem}.txt"
-        if lines:
-            self._write(name, "".join(lines).encode())
-        else:
-            with write_errors(self.path(name)):
-                self.path(name).unlink(missing_ok=True)  # of an earlier run, with --exist-ok
-
-    def save_crops(self, found: Found, rgb: Pixels) -> None:
-        """Write a picture of each box, with a little of what is around it: crops/CLASS/STEM.jpg, STEM2.jpg, ..."""
-        if not self.saving.crops:
-            return
-        numbers = Counter[int]()
-        for class_id, crop in cut_out(found.detections, rgb):
-            folder = f"crops/{self.class_folders[class_id]}"
-            content = encode(crop, ".jpg")
-            while True:
-                numbers[class_id] += 1
-                number = str(numbers[class_id]) if numbers[class_id] > 1 else ""
-                if self._write(f"{folder}/{found.source.result_stem}{number}.jpg", content, replaces=False):
-                    break
-
-    def draw(self, found: Found, rgb: Pixels) -> Pixels:
-        """Give the picture with its boxes, and show it if asked for."""
-        if not self.saving.draws:
-            return rgb
-        drawn = draw_boxes(
-            rgb,
-            found.detections,
-            self.names,
-            self.saving.line_thickness,
-            self.saving.hide_labels,
-            self.saving.hide_conf,
-        )
-        if self.saving.show:
-            cv2.imshow("detect", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
-            cv2.waitKey(1)
-        return drawn
-
-    def path(self, name: str) -> Path:
-        """Give the path of a result."""
-        assert self.folder is not None
-        return self.folder / name
-
-    def _write(self, name: str, content: bytes, replaces: bool = True) -> bool:
-        """Write a file anew, never through a link that lies there. False: it is there and not to be replaced."""
-        path = self.path(name)
-        with write_errors(path):
-            if replaces:
-                path.unlink(missing_ok=True)
-            else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                file = path.open("xb")
-            except FileExistsError:
-                if replaces:
-                    raise
-                return False
-            with file:
-                file.write(content)
-        return True
-
-
-@contextmanager
-def write_errors(path: Path) -> Iterator[None]:
-    """Turn a failure to write into ours."""
-    try:
-        yield
-    except OSError as cause:
-        raise ExecutorError(f"{path}: can't be written ({cause.strerror})") from cause
-
-
-class VideoFile:
-    """Saves the frames of one video, in their order; the drawn ones become STEM.mp4."""
-
-    def __init__(self, output: Output, source: Source, fps: float) -> None:
-        self._output = output
-        self._source = source
-        self._fps = fps
-        self._writer: Any = None  # cv2.VideoWriter
-        self._size_wh = (0, 0)
-        self._folder_handle = -1
-
-    def save_frame(self, found: Found, rgb: Pixels) -> None:
-        """Save all that is asked for of one frame."""
-        self._output.save_labels(found)
-        self._output.save_crops(found, rgb)
-        drawn = self._output.draw(found, rgb)
-        if not self._output.saving.pictures:
-            return
-        if self._writer is None:
-            self._open((rgb.shape[1], rgb.shape[0]))
-        if drawn.shape[1::-1] != self._size_wh:  # a stream may change its size, a file can't
-            drawn = cv2.resize(drawn, self._size_wh, interpolation=cv2.INTER_LINEAR)
-        self._writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))  # does nothing where it isn't open
-
-    def _open(self, size_wh: tuple[int, int]) -> None:
-        self._size_wh = size_wh
-        with write_errors(self._unfinished):
-            self._unfinished.unlink(missing_ok=True)
-            # Through the folder's number: OpenCV crashes at a path that isn't UTF-8.
-            self._folder_handle = os.open(self._unfinished.parent, os.O_RDONLY)
-        name = f"/dev/fd/{self._folder_handle}/{self._unfinished.name}"
-        self._writer = cv2.VideoWriter(name, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size_wh)
-        if not self._writer.isOpened():
-            LOGGER.warning(
-                "%s: is not drawn: %d x %d pixels don't fit into an MP4 file", self._source.path, size_wh[0], size_wh[1]
-            )
-
-    @property
-    def _unfinished(self) -> Path:
-        return self._output.path(".unfinished.mp4")
-
-    def close(self) -> None:
-        """Finish the file and give it its name."""
-        if self._writer is not None:
-            self._writer.release()
-            os.close(self._folder_handle)
-            self._writer = None
-            if self._unfinished.exists():
-                with write_errors(self._output.path(f"{self._source.stem}.mp4")):
-                    self._unfinished.replace(self._output.path(f"{self._source.stem}.mp4"))
-
-
-def describe(found: Found, total: int, names: Sequence[str]) -> str:
-    """Give the line about a picture or frame that YOLOv5 logs: image 3/128 PATH: 2 persons, 1 dog."""
-    source = found.source
-    kind, frame = ("video", f" ({source.frame})") if source.is_video else ("image", "")
-    numbers = sorted(Counter(found.detections.class_ids.tolist()).items())
-    things = ", ".join(f"{number} {names[class_id]}{'s' * (number > 1)}" for class_id, number in numbers)
-    return f"{kind} {source.number}/{total}{frame} {source.path}: {things or '(no detections)'}"
-
-
-def label_lines(found: Found, with_scores: bool) -> list[str]:
-    """Give a line per box: class cx cy w h [score], in 0..1 of the picture, six significant digits."""
-    height, width = found.image_hw
-    boxes = to_cxcywh(found.detections.boxes_px.astype(np.float64)) / np.array([width, height] * 2)
-    lines = []
-    for class_id, box, score in zip(found.detections.class_ids.tolist(), boxes.tolist(), found.detections.scores):
-        numbers = [class_id, *box, float(score)] if with_scores else [class_id, *box]
-        lines.append(" ".join(f"{number:g}" for number in numbers) + "\n")
-    return lines
-
-
-def cut_out(detections: Detections, rgb: Pixels) -> Iterator[tuple[int, Pixels]]:
-    """Give the class and the pixels of each box, grown to 1.02 of its sides plus 10 px, best first."""
-    grown = to_cxcywh(detections.boxes_px)
-    grown[:, 2:] = grown[:, 2:] * CROP_GAIN + CROP_PAD_PX
-    corners = clip(to_xyxy(grown), rgb.shape[:2]).astype(int)
-    for class_id, (x1, y1, x2, y2) in zip(detections.class_ids.tolist(), corners.tolist()):
-        if x2 > x1 and y2 > y1:
-            yield class_id, rgb[y1:y2, x1:x2]
-
-
-def encode(rgb: Pixels, suffix: str) -> bytes:
-    """Give a picture file of the type that a suffix stands for. Raises ImageError where that type can't hold it."""
-    try:
-        if suffix.lower() in (".jpg", ".jpeg"):
-            pixels = np.ascontiguousarray(rgb)
-            return bytes(simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, colorspace="RGB", colorsubsampling="420"))
-        is_done, content = cv2.imencode(suffix.lower(), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
-    except (ValueError, RuntimeError, cv2.error) as cause:
-        raise ImageError(f"{rgb.shape[1]} x {rgb.shape[0]} pixels don't fit into a {suffix} file") from cause
-    if not is_done:
-        raise ImageError(f"{rgb.shape[1]} x {rgb.shape[0]} pixels don't fit into a {suffix} file")
-    return bytes(content)
-
-
-# ---- at the same time ------------------------------------------------------------------------------------------------
-
-
-class Workers:
-    """Threads that take no more work than fits in memory, and raise what failed there where work is handed over."""
-
-    def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(min(threads, os.cpu_count() or 1), thread_name_prefix="save")
-        self._pending: deque[Future[None]] = deque()
-        self._most_pending = 2 * threads
-
-    def submit(self, work: Callable[[], None]) -> None:
-        """Hand work over, when there is room for it."""
-        while len(self._pending) >= self._most_pending:
-            self._pending.popleft().result()
-        self._pending.append(self._pool.submit(work))
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        try:
-            while self._pending and error is None:
-                self._pending.popleft().result()
-        finally:
-            for future in self._pending:
-                future.cancel()
-            self._pool.shutdown()
-
-
-Thing = TypeVar("Thing")
-
-
-def read_ahead(things: Iterator[Thing]) -> Generator[Thing, None, None]:
-    """Give what an iterator gives, fetching the next one in a thread meanwhile."""
-    with ThreadPoolExecutor(1, thread_name_prefix="frames") as pool:
-        upcoming = pool.submit(list, islice(things, 1))
-        while True:
-            fetched = upcoming.result()
-            if not fetched:
-                return
-            upcoming = pool.submit(list, islice(things, 1))
-            yield fetched[0]
 
 
 # ---- the door --------------------------------------------------------------------------------------------------------

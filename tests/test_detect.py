@@ -22,15 +22,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import detect as detect_module
-from detect import DetectSettings, Fitting, Found, SaveSettings, detect, find_sources, main, safe_folders
+from detect import DetectSettings, Fitting, detect, main
 from models.augment import augmented_rows
 from models.checkpoint import read_checkpoint
 from models.detector import CPU_CHUNK, MANY_PICTURES, make_detector
+from utils import result_files
 from utils.batches import Batch, BatchReader, Placing, Shot
 from utils.boxes import ious, to_xyxy
 from utils.errors import ConfigError, DatasetError, ImageError
 from utils.letterbox import Letterbox, letterbox_minimal
+from utils.media import find_sources
 from utils.nms import select_boxes
+from utils.result_files import Found, SaveSettings, safe_folders
 from utils.settings import EngineSettings, LoaderSettings, NmsSettings, PictureSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -384,7 +387,7 @@ def test_nosave_writes_labels_alone_and_decodes_nothing_twice(
     def refuse(*_: object) -> None:
         raise AssertionError("decoded for nothing")
 
-    monkeypatch.setattr(detect_module, "read_picture", refuse)
+    monkeypatch.setattr(result_files, "read_picture", refuse)
     folder = run(coco_images[3], "--nosave", "--save-txt")
     assert [path.name for path in folder.rglob("*")] == ["labels", f"{coco_images[3].stem}.txt"]
 
@@ -500,34 +503,6 @@ def test_names_come_from_data_yaml(
 
 
 # ---- sources ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_folder_is_read_without_its_subfolders_and_hidden_files(coco_images: list[Path], tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.jpeg", "c.mp4", "below/d.jpg", ".hidden.jpg", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [source.path.name for source in find_sources(str(tmp_path))] == ["a.jpeg", "b.JPG", "c.mp4"]
-
-
-def test_a_pattern_may_go_below(tmp_path: Path) -> None:
-    for name in ("x/1.jpg", "x/y/2.jpg", "x/y/3.txt", "[z].png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert [source.path.name for source in find_sources(f"{tmp_path}/**/*.*")] == ["[z].png", "1.jpg", "2.jpg"]
-    assert [source.path.name for source in find_sources(f"{tmp_path}/[z].png")] == ["[z].png"]  # a name, first of all
-
-
-def test_a_list_names_files_beside_it_or_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "lists").mkdir()
-    (tmp_path / "here").mkdir()
-    for name in ("lists/a.jpg", "here/b b.jpg", "c.jpg"):
-        (tmp_path / name).touch()
-    lines = ["a.jpg", "  b b.jpg", "", "../c.jpg", f"{tmp_path}/c.jpg", "a.jpg", "none.jpg"]
-    (tmp_path / "lists/猫.txt").write_bytes("\r\n".join(lines).encode())
-    monkeypatch.chdir(tmp_path / "here")
-    paths = [source.path for source in find_sources(str(tmp_path / "lists/猫.txt"))]
-    beside = tmp_path / "lists"
-    assert paths == [beside / "a.jpg", Path("b b.jpg"), beside / "../c.jpg", tmp_path / "c.jpg", Path("none.jpg")]
 
 
 def test_results_of_a_list_stay_in_the_folder(
