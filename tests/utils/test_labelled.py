@@ -32,7 +32,7 @@ def test_rectangles_come_sorted_by_shape_and_path(labelled: LabelledSet) -> None
     seen = [
         (box.image_hw, shot.path) for one in reader for shot, box in zip(one.pictures.items, one.pictures.letterboxes)
     ]
-    assert len(seen) == 10
+    assert len(seen) == 41 > len({hw for hw, _ in seen})
     assert seen == sorted(seen, key=lambda pair: (pair[0][0] / pair[0][1], pair[1]))
 
 
