@@ -27,8 +27,9 @@ def settings(batch_size: int = 4, workers: int = 2) -> LoaderSettings:
     return LoaderSettings(64, batch_size=batch_size, workers=workers)
 
 
-def test_rectangles_come_sorted_by_shape_and_path(labelled: LabelledSet) -> None:
-    reader = LabelledReader(labelled, settings(3, 0), 32)
+def test_rectangles_come_sorted_by_shape_and_path(coco_images: list[Path]) -> None:
+    backwards = yolo_set(NAMES, coco_images[40::-1])
+    reader = LabelledReader(backwards, settings(3, 0), 32)
     seen = [
         (box.image_hw, shot.path) for one in reader for shot, box in zip(one.pictures.items, one.pictures.letterboxes)
     ]
