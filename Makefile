@@ -8,7 +8,7 @@ THREADED := OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=PASSIVE
 SOURCE := $(wildcard *.py) utils models mining ymir benchmarks tests
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all lint bench clean
+.PHONY: help env demo test test-all lint interop bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,10 @@ lint: env ## style and types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy $(SOURCE)
+
+interop: env ## make the public peer in .peer (6 GB) and hold our reading of its weights against it
+	@bash benchmarks/make_peer.sh
+	@$(THREADED) $(PY) -m pytest tests/interop $(ARGS)
 
 bench: env ## measure speed and quality
 	@$(THREADED) $(PY) -m benchmarks.run_all $(ARGS)

@@ -88,12 +88,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--what", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--many", type=int, default=0, help="pictures of the longer commands, 0: as the table has it")
     options = parser.parse_args()
     for what in options.what:
         make, few, many = KINDS[what]
+        many = options.many or many
         with tempfile.TemporaryDirectory() as scratch:
             variants = {**make(Path(scratch), few), **make(Path(scratch), many)}
-            times = interleave(variants, options.rounds)
+            times = interleave(variants, options.rounds, [f"ours {few}", f"peer {few}"])
         ours, peer = (slope(times[f"{who} {many}"], times[f"{who} {few}"], many - few) for who in ("ours", "peer"))
         print(f"{what}, yolov5n, 640 px, {few} and {many} pictures; {machine()}")
         print(f"  per picture: {ratio(peer, ours)} x as fast as the peer, {1000 * sorted(ours)[len(ours) // 2]:.1f} ms")

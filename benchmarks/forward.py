@@ -9,6 +9,7 @@ import argparse
 import functools
 import resource
 from dataclasses import replace
+from typing import Callable
 
 from utils.process import prepare_process
 
@@ -17,10 +18,10 @@ prepare_process()  # before torch: it settles the number of threads
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks.plain import PlainProcess  # noqa: E402
 from benchmarks.rounds import ROUNDS, SHARED, interleave, machine, ratio  # noqa: E402
 from models.checkpoint import read_checkpoint  # noqa: E402
-from models.detector import Detector, build_model, choose_precision, make_detector  # noqa: E402
-from models.fuse import fold_batch_norms  # noqa: E402
+from models.detector import Detector, choose_precision, make_detector  # noqa: E402
 from utils.batches import Batch, Shot  # noqa: E402
 from utils.letterbox import letterbox_square  # noqa: E402
 from utils.settings import EngineSettings  # noqa: E402
@@ -49,22 +50,20 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, nargs="+", default=[1, 2, 4, 16], help="pictures a pass, each measured")
     options = parser.parse_args()
     checkpoint = read_checkpoint(SHARED / "weights/yolov5n.pt")
-    plain = fold_batch_norms(build_model(checkpoint))
-    images = torch.rand(options.batch, 3, options.side, options.side)
     batch = make_batch(options.batch, options.side)
     batch.items.extend(Shot(k, SHARED) for k in range(options.batch))
-    variants = {"plain": functools.partial(plain, images)}
+    variants: dict[str, Callable[[], object]] = {}
     for precision in sorted({"fp32", choose_precision("auto", torch.device("cpu"))}):
         detector = make_detector(checkpoint, EngineSettings(precision=precision), options.batch)
         for chunk in options.chunks:
             variants[f"{precision} by {chunk}"] = functools.partial(run_ours, replace(detector, chunk=chunk), batch)
-    with torch.inference_mode():
-        times = interleave(variants, options.rounds)
+    with PlainProcess(options.batch, options.side) as plain:
+        times = interleave({"plain": plain, **variants}, options.rounds)
     print(f"forward pass, yolov5n, batch {options.batch}, {options.side} px; {machine()}")
     for name, seconds in times.items():
         each = 1000 * sorted(seconds)[len(seconds) // 2] / options.batch
         print(f"  {name:<12} {ratio(times['plain'], seconds)} x as fast as plain, {each:.1f} ms a picture")
-    print(f"  peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB, all of them in one process")
+    print(f"  peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB, ours together")
 
 
 if __name__ == "__main__":

@@ -17,10 +17,12 @@ SHARED = ROOT.parent / "shared"
 ROUNDS = 5
 
 
-def interleave(variants: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Time each variant once a round, in turns, after one run of each that doesn't count; seconds."""
-    for run in variants.values():
-        run()
+def interleave(
+    variants: Mapping[str, Callable[[], object]], rounds: int = ROUNDS, warm: Optional[Sequence[str]] = None
+) -> dict[str, list[float]]:
+    """Time each variant once a round, in turns, after one run of each (or of `warm`) that doesn't count; seconds."""
+    for name in variants if warm is None else warm:
+        variants[name]()
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, run in variants.items():

@@ -1,0 +1,92 @@
+"""Weights that the public peer trained and saved are read, and find what the peer finds with them.
+
+Slow, and skipped where the peer isn't made: `make interop` makes it and runs these.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+import detect
+from benchmarks.peer import PEER, Value, peer_command, peer_environment
+from utils.boxes import ious, to_xyxy
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (PEER / "made").is_file(), reason="the peer is not made: make interop"),
+]
+SIDE, CONF = 320, 0.05
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, shared: Path, yolov5n_pt: Path) -> Path:
+    """A folder of pictures and, in weights/, what one epoch of the peer's training leaves."""
+    folder = tmp_path_factory.mktemp("peer")
+    for path in sorted((shared / "data/coco128/images/train2017").glob("*.jpg"))[:48]:
+        for kind, source in (("images", path), ("labels", shared / f"data/coco128/labels/train2017/{path.stem}.txt")):
+            (folder / kind).mkdir(exist_ok=True)
+            if source.is_file():
+                shutil.copy(source, folder / kind / source.name)
+    names = yaml.safe_load((shared / "data/coco128/coco128.yaml").read_text())["names"]
+    data = folder / "data.yaml"
+    data.write_text(yaml.safe_dump({"path": str(folder), "train": "images", "val": "images", "names": names}))
+    options: dict[str, Value] = {
+        "data": data,
+        "epochs": 1,
+        "batch_size": 16,
+        "img": 160,
+        "workers": 1,
+        "save_period": 1,
+    }
+    run(peer_command("train", yolov5n_pt, options, folder / "runs"))
+    shutil.copytree(folder / "runs/weights", folder / "weights")
+    return folder
+
+
+def run(command: list[str]) -> None:
+    environment = {**peer_environment(), "OMP_NUM_THREADS": str(os.cpu_count())}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+
+
+def read(path: Path) -> np.ndarray:
+    """(N, 6): class, cx, cy, w, h in 0..1, score."""
+    return np.loadtxt(path, ndmin=2) if path.is_file() else np.zeros((0, 6))
+
+
+@pytest.mark.parametrize("file", ["best.pt", "last.pt", "epoch0.pt"])
+def test_the_peers_weights_find_what_the_peer_finds(file: str, trained: Path, tmp_path: Path) -> None:
+    weights = trained / "weights" / file
+    options: dict[str, Value] = {"source": trained / "images", "data": trained / "data.yaml", "img": SIDE}
+    options.update(conf_thres=CONF, save_txt=True, save_conf=True, nosave=True)
+    run(peer_command("detect", weights, options, tmp_path / "theirs"))
+    arguments = ["--source", str(trained / "images"), "--weights", str(weights), "--img", str(SIDE), "--save-txt"]
+    arguments += ["--save-conf", "--conf-thres", str(CONF), "--nosave", "--precision", "fp32", "--device", "cpu"]
+    assert detect.main([*arguments, "--project", str(tmp_path), "--name", "ours"]) == 0
+    compared = 0
+    for picture in sorted((trained / "images").glob("*.jpg")):
+        pixels = cv2.imread(str(picture))
+        assert pixels is not None
+        height, width = pixels.shape[:2]
+        tolerance_px = 0.5 * max(height, width) / SIDE + 1.01  # half an input pixel, and corners rounded to whole ones
+        ours, theirs = (read(tmp_path / who / f"labels/{picture.stem}.txt") for who in ("ours", "theirs"))
+        for one, others in ((theirs, ours), (ours, theirs)):
+            for class_id, cx, cy, w, h, score in one[one[:, 5] > CONF + 0.002]:
+                near = (others[:, 0] == class_id) & (abs(others[:, 5] - score) < 2e-3)
+                gaps = abs(others[near, 1:5] - [cx, cy, w, h]) * [width, height, width, height]
+                if not (gaps.max(1, initial=0) <= 2 * tolerance_px).any() or not near.any():
+                    # The peer moves classes apart by adding 7680 px each in fp32, which rounds corners to 1/32 px: a
+                    # box that overlaps a better one by just .45 may come or go.
+                    better = others[(others[:, 0] == class_id) & (others[:, 5] > score)]
+                    overlaps = ious(to_xyxy(np.array([[cx, cy, w, h]])), to_xyxy(better[:, 1:5]))
+                    assert (abs(overlaps - 0.45) < 0.01).any(), f"{picture.name}: class {class_id}, score {score}"
+                compared += 1
+    assert compared > 50
