@@ -326,6 +326,7 @@ def test_the_defaults_are_yolov5s() -> None:
     assert (settings.data, settings.weights) == (Path("data/coco128.yaml"), ROOT / "weights/yolov5s.pt")
     assert settings.nms == NmsSettings(0.001, 0.6, max_det=300, multi_label=True)
     assert settings.loader == LoaderSettings(640, batch_size=32, workers=8, pictures=TURNED)
+    assert settings.engine == EngineSettings(device="", precision="fp32")
     assert settings == ValSettings(settings.data, settings.weights)
     assert val.read_saving(val._parser().parse_args([])) == SaveSettings(Path("runs/val"), "exp")
 
@@ -355,11 +356,21 @@ def test_detections_end_where_their_picture_does(tmp_path: Path) -> None:
     assert found.confusion.tolist() == [[1, 0], [0, 0]]
 
 
+def test_half_on_a_cpu_is_fp32(few: Path, yolov5n_pt: Path, tmp_path: Path, capsys: Any, caplog: Any) -> None:
+    outputs = []
+    for options in ([], ["--half"]):
+        assert run(few, yolov5n_pt, tmp_path, "--noplots", *options) == 0
+        outputs.append(capsys.readouterr().out.partition("Speed")[0])
+    assert outputs[0] == outputs[1]
+    assert "fp16 needs a GPU" in caplog.text
+
+
 def test_speed_takes_its_own_thresholds(few: Path, yolov5n_pt: Path, tmp_path: Path, capsys: Any) -> None:
     parser = val._parser()
     given = ["--data", str(few), "--weights", str(yolov5n_pt), "--task", "speed", "--conf-thres", "0.5", "--save-json"]
     settings = val.read_arguments(parser.parse_args(given), str(yolov5n_pt))
     assert (settings.nms.conf_thres, settings.nms.iou_thres, settings.is_rect) == (0.25, 0.45, False)
+    assert settings.engine.precision == "auto"
     assert run(few, yolov5n_pt, tmp_path / "runs", "--task", "speed", "--batch-size", "2") == 0
     assert "ms inference" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()

@@ -55,6 +55,6 @@ def draw_study(studies: Mapping[str, Sequence[StudyRow]], path: Path) -> None:
     axes.set_ylabel("mAP50-95")
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="best")
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
