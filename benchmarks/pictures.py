@@ -75,7 +75,7 @@ def parts_of(path: Path, detector: Detector, settings: PictureSettings) -> dict[
 def main() -> None:
     """Measure and print."""
     cv2.setNumThreads(0)
-    detector = make_detector(read_checkpoint(SHARED / "weights/yolov5n.pt"), EngineSettings(), 16)
+    detector = make_detector(read_checkpoint(SHARED / "weights/yolov5n.pt"), EngineSettings(), 16, cpu_chunk=1)
     sources = sorted((SHARED / "data/coco128/images/train2017").glob("*.jpg"))[:8]
     print(f"milliseconds a picture, median of {ROUNDS} rounds over {len(sources)} pictures; {machine()}")
     print("  size    decode " + "".join(f"{part:>13}" for part in PARTS))
