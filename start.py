@@ -25,7 +25,7 @@ from utils.console import Console
 from utils.errors import ConfigError, DeviceMemoryError, ExecutorError, ImageError, WeightsError
 from utils.process import prepare_process
 from utils.progress import Progress
-from ymir.config import TaskConfig, infer_config, mining_config, read_env, read_task
+from ymir.config import Env, TaskConfig, infer_config, mining_config, read_env, read_task
 from ymir.monitor import Monitor, one_line
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("start")
 
 HEARTBEAT_S = 2.0
+BACKENDS_HERE = ("auto", "torch")
 
 
 class StoppedError(ExecutorError):
@@ -59,6 +60,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         env = read_env(arguments.in_dir, arguments.out_dir)
         monitor = Monitor(env.output.monitor_file, env.task_id)
         monitor.start()
+        remove_old_results(env)
         task = read_task(arguments.in_dir, arguments.out_dir, env)
         with stopping_politely(), beating(monitor), Console("task") as console:
 
@@ -78,6 +80,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         words = f"{type(error).__name__}: {error}; this is a defect of the executor, please report it"
         return fail(monitor, ExecutorError(words), traceback.format_exc())
     return 0
+
+
+def remove_old_results(env: Env) -> None:
+    """Take away what an earlier run left, so that nobody takes it for this run's."""
+    for wanted, path in (
+        (env.run_mining, env.output.mining_result_file),
+        (env.run_infer, env.output.infer_result_file),
+    ):
+        if wanted:
+            path.unlink(missing_ok=True)
 
 
 def fail(monitor: Monitor, error: ExecutorError, trace: str = "") -> int:
@@ -111,19 +123,20 @@ def beating(monitor: Monitor) -> Iterator[None]:
 
 @contextmanager
 def stopping_politely() -> Iterator[None]:
-    """Turn SIGTERM (docker stop) into an error like any other."""
+    """Turn SIGTERM (docker stop) and SIGHUP (a closed terminal) into an error like any other."""
 
     def stop(number: int, frame: object) -> None:
-        raise StoppedError("the task was stopped by SIGTERM")
+        raise StoppedError(f"the task was stopped by {signal.Signals(number).name}")
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_task(task: TaskConfig, progress: Progress) -> None:
@@ -278,7 +291,7 @@ def tell_of(reader: BatchReader[Candidate], readable: int, total: int) -> None:
     if total == 0:
         LOGGER.warning("the candidate index is empty: there is nothing to do, and the results are empty")
     if reader.unreadable.count:
-        LOGGER.warning("%s", one_line(reader.unreadable.summary("pictures can't be read and come last")))
+        LOGGER.warning("%s", one_line(reader.unreadable.summary("pictures can't be read and are set aside")))
     if reader.damaged.count:
         LOGGER.warning("%s", one_line(reader.damaged.summary("pictures are damaged and used as far as they go")))
     if total and not readable:

@@ -79,8 +79,8 @@ def choose_device(text: str) -> torch.device:
     missing = [index for index in indices if int(index) >= there]
     if missing:
         raise NoDeviceError(
-            f"gpu_id: GPU {missing[0]} was asked for, {there} are visible to this process; give gpu_id '' to run on "
-            "the CPU, or start the container with --gpus"
+            f"gpu_id: GPU {missing[0]} was asked for, {there} are visible to this process; to run on the CPU give "
+            "gpu_id '' (--device cpu), or start the container with --gpus"
         )
     if len(indices) > 1:
         LOGGER.info("gpu_id %s: GPU %s is used, one task runs on one GPU", text, indices[0])

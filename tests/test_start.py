@@ -80,6 +80,15 @@ def env(**values: Any) -> Change:
     return lambda in_dir: edit(in_dir / "env.yaml", **values)
 
 
+def output(**paths: str) -> Change:
+    def change(in_dir: Path) -> None:
+        content = yaml.safe_load((in_dir / "env.yaml").read_text())
+        content["output"].update(paths)
+        (in_dir / "env.yaml").write_text(yaml.safe_dump(content))
+
+    return change
+
+
 def write(name: str, content: bytes) -> Change:
     def change(in_dir: Path) -> None:
         (in_dir / name).write_bytes(content)
@@ -268,6 +277,10 @@ WRONG: dict[str, tuple[Change, int, str]] = {
     "env python tag": (write("env.yaml", b"!!python/object/apply:os.system ['touch x']\n"), 300001, "env.yaml"),
     "env without a task": (env(run_mining=False, run_infer=False), 300001, "run_mining"),
     "env asks for training": (env(run_training=True), 300001, "run_training"),
+    "results over the input": (output(infer_result_file="/in/candidate-index.tsv"), 300001, "output.infer_result_file"),
+    "monitor elsewhere": (output(monitor_file="/tmp/ymir-was-here"), 300001, "output.monitor_file"),
+    "results above /out": (output(mining_result_file="/out/../x.tsv"), 300001, "output.mining_result_file"),
+    "backend of a later version": (config(backend="openvino"), 300001, "backend"),
     "config missing": (remove("config.yaml"), 300001, "config.yaml"),
     "config empty": (write("config.yaml", b""), 300001, "config.yaml"),
     "config garbled": (write("config.yaml", b"{"), 300001, "config.yaml"),
@@ -356,7 +369,23 @@ def test_an_output_folder_that_cannot_be_written(task: Path, capfd: pytest.Captu
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_sigterm_is_an_error_of_its_own(task: Path) -> None:
+def test_results_of_an_earlier_run_are_gone_when_a_task_fails(task: Path) -> None:
+    assert run(task) == 0
+    edit(task / "in/config.yaml", conf_thres="abc")
+    assert run(task) != 0
+    assert sorted(path.name for path in (task / "out").iterdir()) == ["monitor.txt"]
+
+
+def test_closed_streams_are_no_trouble(task: Path) -> None:
+    edit(task / "in/env.yaml", run_infer=False)
+    edit(task / "in/config.yaml", mining_algorithm="random")
+    command = f"exec {sys.executable} {ROOT}/start.py --in {task}/in --out {task}/out >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command]).returncode == 0
+    assert monitor(task)[2:] == ["1.0", "2"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_task_is_an_error_of_its_own(number: signal.Signals, task: Path) -> None:
     set_lines(task / "in", lines(task) * 500)
     edit(task / "in/config.yaml", img_size=640)
     process = subprocess.Popen(
@@ -368,10 +397,10 @@ def test_sigterm_is_an_error_of_its_own(task: Path) -> None:
     while not (task / "out/monitor.txt").exists() or float(monitor(task)[2]) == 0:
         time.sleep(0.1)
         assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert monitor(task)[3] == "4" and "SIGTERM" in printed.splitlines()[-1]
+    assert monitor(task)[3] == "4" and number.name in printed.splitlines()[-1]
     assert not (task / "out/result.tsv").exists()
 
 

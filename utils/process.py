@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import logging
 import os
@@ -24,9 +25,14 @@ def prepare_process(log_format: str = "%(asctime)s %(levelname)s %(message)s") -
     # Threads that wait for work would otherwise burn the core that a decoding thread needs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_memory()
-    scratch = Path(tempfile.gettempdir())
-    for name in ("MPLCONFIGDIR", "TORCH_HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"):
-        os.environ.setdefault(name, str(scratch / name.lower()))
+    for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+        if stream is None:  # closed by who started us: what would go there goes nowhere
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  # open to the end of the process
+    # With a read-only root and no /tmp there is no temp folder: then nothing keeps a cache.
+    with contextlib.suppress(FileNotFoundError):
+        scratch = Path(tempfile.gettempdir())
+        for name in ("MPLCONFIGDIR", "TORCH_HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"):
+            os.environ.setdefault(name, str(scratch / name.lower()))
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -152,14 +152,23 @@ def read_env(in_dir: Path = Path(IN_ROOT), out_dir: Path = Path(OUT_ROOT)) -> En
     if not version:
         LOGGER.info("%s has no protocol_version: results are written as for protocols before 1.0.0", ENV_FILE)
     manifest = _read_path(raw, "manifest_file", "")
+    output = _read_section(raw, "output", OUT_ROOT, OUTPUT_PATHS, roots)
+    _keep_inside(output, roots.out_dir)
     return Env(
         task_id=_clean(raw.get("task_id")) or "default-task",
         protocol_version=version,
         **flags,
         input=EnvInput(**_read_section(raw, "input", IN_ROOT, INPUT_PATHS, roots)),
-        output=EnvOutput(**_read_section(raw, "output", OUT_ROOT, OUTPUT_PATHS, roots)),
+        output=EnvOutput(**output),
         manifest_file=Path(roots.map_text(manifest)) if manifest else None,
     )
+
+
+def _keep_inside(output: Mapping[str, Optional[Path]], out_dir: Path) -> None:
+    """Refuse output paths that lead out of /out, by their letters: nothing is written anywhere else."""
+    for key, path in output.items():
+        if path is not None and path != out_dir and out_dir not in path.parents:
+            raise ConfigError(f"output.{key}: got {brief(str(path))}, need a path in {out_dir} ({ENV_FILE})")
 
 
 def _roots(in_dir: Path, out_dir: Path) -> Roots:
