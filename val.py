@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -204,7 +205,7 @@ def validate(settings: ValSettings, saving: SaveSettings, progress: Progress = N
         check_names(settings, data.names, checkpoint)
     reader = LabelledReader(labelled, settings.loader, max(checkpoint.strides), settings.is_rect, progress)
     with closing(reader):
-        candidates_of = make_candidates(checkpoint, settings)
+        candidates_of = make_candidates(checkpoint, settings, len(labelled.shots))
         outputs = Outputs(saving, labelled.names)
         evaluation = evaluate(candidates_of, reader, settings.nms, outputs.watchers)
     tell_of(reader, evaluation.metrics)
@@ -254,25 +255,32 @@ def check_names(settings: ValSettings, names: Sequence[str], checkpoint: Checkpo
         )
 
 
-def make_candidates(checkpoint: Checkpoint, settings: ValSettings) -> CandidatesOf:
-    """Load torch, build the model, and let it see as the settings ask.
+def make_candidates(checkpoint: Checkpoint, settings: ValSettings, count: int) -> CandidatesOf:
+    """Load torch, build the model, and let it see as the settings ask; count: of the pictures.
 
     Raises WeightsError, NoDeviceError, ConfigError.
     """
     import torch
 
     from models.candidates import augmented_candidates, detector_candidates, join_labels, merge_classes
-    from models.detector import make_detector
+    from models.detector import CPU_CHUNK, make_detector
 
     engine = replace(settings.engine, device=settings.engine.device or ("0" if torch.cuda.is_available() else "cpu"))
     if engine.precision == "fp16" and engine.device in ("cpu", "-1"):
         LOGGER.warning("fp16 needs a GPU, fp32 is used")
         engine = replace(engine, precision="fp32")
-    detector = make_detector(checkpoint, engine, settings.loader.batch_size)
+    batch_size = settings.loader.batch_size
+    detector = make_detector(checkpoint, engine, batch_size, even_share(min(batch_size, count), CPU_CHUNK))
     candidates_of = (augmented_candidates if settings.augment else detector_candidates)(detector)
     if settings.single_cls:
         candidates_of = merge_classes(candidates_of)
     return join_labels(candidates_of) if settings.joins_labels else candidates_of
+
+
+def even_share(count: int, most: int) -> int:
+    """Give the size of the fewest equal passes of at most `most` that take `count`: of 9 and 8 it is 5."""
+    passes = math.ceil(count / most)
+    return math.ceil(count / passes)
 
 
 def tell_of(reader: LabelledReader, metrics: Metrics) -> None:
