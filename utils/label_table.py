@@ -16,10 +16,12 @@ from utils.labels import Labels
 class LabelTable:
     """The readable pictures of a data set and their labels. Arrays are read-only.
 
-    names: of the classes. shots: index = position in the table. sizes_hw: (N, 2) int32 height, width in the frame in
-    which boxes are meant. starts: (N + 1,) int64, picture i has the rows starts[i]:starts[i + 1]. class_ids: (M,)
-    int32. boxes_px: (M, 4) float32 xyxy, clipped, none empty. points_px: (P, 2) float32, corners of polygons. point_starts:
-    (M + 1,) int64, row r has the points point_starts[r]:point_starts[r + 1], none where it is only a box.
+    names: of the classes. shots: index = position in the table.
+    sizes_hw: (N, 2) int32 height, width in the frame in which boxes are meant.
+    starts: (N + 1,) int64, picture i has the rows starts[i]:starts[i + 1].
+    class_ids: (M,) int32. boxes_px: (M, 4) float32 xyxy, clipped, none empty.
+    points_px: (P, 2) float32, corners of polygons; point_starts: (M + 1,) int64, row r has the points
+    point_starts[r]:point_starts[r + 1], none where it is only a box.
     """
 
     names: tuple[str, ...]
