@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -230,22 +230,22 @@ def make_detector(
     device = choose_device(settings.device)
     precision = choose_precision(settings.precision, device)
     threads = set_threads(settings.threads, ranks)
-    with device_errors(), torch.no_grad():
-        model: Any = fold_batch_norms(build_model(checkpoint))
-        packed = device.type == "cpu" and pack_for_cpu(model, DTYPES[precision])
-        if not packed:
-            model = model.to(device=device, dtype=DTYPES[precision], memory_format=torch.channels_last)
-        anchors_px = torch.from_numpy(np.array(checkpoint.anchors_px, np.float32)).to(device)
+    chunk = cpu_chunk if device.type == "cpu" else batch_size
+    detector = detector_of(build_model(checkpoint), checkpoint.names, device, precision, chunk)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {threads} threads"
     LOGGER.info("%s: %d classes, %s, %s", checkpoint.path.name, checkpoint.nc, precision, where)
-    return Detector(
-        model=model,
-        name=str(checkpoint.path),
-        names=checkpoint.names,
-        strides=checkpoint.strides,
-        anchors_px=anchors_px,
-        device=device,
-        precision=precision,
-        chunk=cpu_chunk if device.type == "cpu" else batch_size,
-        pin_memory=settings.pin_memory and device.type == "cuda",
-    )
+    return replace(detector, name=str(checkpoint.path), pin_memory=settings.pin_memory and device.type == "cuda")
+
+
+def detector_of(
+    model: DetectionModel, names: tuple[str, ...], device: torch.device, precision: str, chunk: int
+) -> Detector:
+    """Make a network in eval mode fast on a device. The model is used up: its layers are folded and packed in place."""
+    with device_errors(), torch.no_grad():
+        strides = torch.tensor(model.stride, device=model.detect.anchors.device).view(-1, 1, 1)
+        anchors_px = (model.detect.anchors.float() * strides).to(device)
+        fast: Any = fold_batch_norms(model)
+        packed = device.type == "cpu" and pack_for_cpu(fast, DTYPES[precision])
+        if not packed:
+            fast = fast.to(device=device, dtype=DTYPES[precision], memory_format=torch.channels_last)
+    return Detector(fast, "the model", names, model.stride, anchors_px, device, precision, chunk)

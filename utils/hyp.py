@@ -86,7 +86,8 @@ def read_hyp(path: Path) -> Hyp:
     if unknown:
         raise ConfigError(f"{path}: {unknown[0]}: unknown hyperparameter, known are {', '.join(sorted(known))}")
     try:
-        return Hyp(**{key: _number(key, value) for key, value in content.items()})
+        numbers: dict[str, Any] = {key: _number(key, value) for key, value in content.items()}
+        return Hyp(**numbers)
     except ConfigError as cause:
         raise ConfigError(f"{path}: {cause}") from None
 
