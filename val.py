@@ -140,6 +140,15 @@ class Validation:
 # ---- the core --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What was found in some pictures beside their labels; several ranks have a share of an evaluation each."""
+
+    parts: list[Matches]
+    confusion: IntArray
+    clock: Stopwatch
+
+
 def evaluate(
     candidates_of: CandidatesOf, reader: LabelledReader, nms: NmsSettings, watchers: Sequence[Watcher] = ()
 ) -> Evaluation:
@@ -148,6 +157,13 @@ def evaluate(
     candidates_of: what sees; models.candidates makes one of a Detector. nms: for YOLOv5's figures multi_label. A label
     of a crowd is no label here. Raises DatasetError where a label file can't be read.
     """
+    return summarise([compare_all(candidates_of, reader, nms, watchers)], reader.names)
+
+
+def compare_all(
+    candidates_of: CandidatesOf, reader: LabelledReader, nms: NmsSettings, watchers: Sequence[Watcher] = ()
+) -> Comparison:
+    """Do an evaluation's work on the pictures that a reader gives; arguments and errors as of `evaluate`."""
     from utils.nms import select_boxes
 
     clock = Stopwatch()
@@ -171,9 +187,16 @@ def evaluate(
                 seen.append(Seen(pictures.items[place], pictures.canvases[place], letterbox, labels, detections))
         for watch in watchers:
             watch(seen)
-    metrics = compute_metrics(join(parts), reader.names)
-    speed = Speed(*(clock.ms_each(part, metrics.images) for part in ("preprocess", "inference", "nms")))
-    return Evaluation(metrics, confusion.counts, speed)
+    return Comparison(parts, confusion.counts, clock)
+
+
+def summarise(shares: Sequence[Comparison], names: Sequence[str]) -> Evaluation:
+    """Put the work of one or several ranks together to one evaluation; the speed is the first one's."""
+    metrics = compute_metrics(join([part for share in shares for part in share.parts]), names)
+    first = shares[0]
+    own_images = max(len(first.parts), 1)
+    speed = Speed(*(first.clock.ms_each(part, own_images) for part in ("preprocess", "inference", "nms")))
+    return Evaluation(metrics, sum((share.confusion for share in shares[1:]), first.confusion), speed)
 
 
 def as_one_class(labelled: LabelledSet) -> LabelledSet:

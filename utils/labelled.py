@@ -67,7 +67,9 @@ class LabelledReader:
         stride: int,
         is_rect: bool = True,
         progress: Optional[Progress] = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
+        """share: (rank, ranks); of several ranks each gets every ranks-th batch, on the canvases of the whole."""
         self.names = labelled.names
         self.faults = FaultLog()
         self._labels_of = labelled.labels_of
@@ -79,6 +81,9 @@ class LabelledReader:
             shots, sizes_hw = sort_by_shape(shots, settings, refusals)
             planned = plan_canvases(sizes_hw, settings.batch_size, side, stride)
             canvases = dict(zip((shot.index for shot in shots), planned))
+
+        rank, ranks = share
+        shots = [shot for number, shot in enumerate(shots) if number // settings.batch_size % ranks == rank]
 
         def place(shot: Shot, image_hw: Hw) -> Letterbox:
             return letterbox_validation(image_hw, side, canvases.get(shot.index, (side, side)))
