@@ -253,13 +253,13 @@ def write_curves(metrics: Metrics, folder: Path) -> tuple[Path, ...]:
     ap50 = [row.ap50 for row in metrics.classes]
     figure = _curve_figure(metrics, metrics.curves.precision_at_recall, ap50, f"{metrics.map50:.3f} mAP@0.5")
     figure.axes[0].set(xlabel="Recall", ylabel="Precision")
-    written = [_save(figure, folder / "PR_curve.png")]
+    written = [save_figure(figure, folder / "PR_curve.png")]
     for name, rows in (("F1", metrics.curves.f1), ("P", metrics.curves.p), ("R", metrics.curves.r)):
         values = rows[:, best].tolist()
         figure = _curve_figure(metrics, rows, values, f"{np.mean(values or [0]):.3f} at {metrics.confidence:.3f}")
         figure.axes[0].set(xlabel="Confidence", ylabel={"F1": "F1", "P": "Precision", "R": "Recall"}[name])
         figure.axes[0].axvline(metrics.confidence, color="0.6", linewidth=1, linestyle=":", zorder=1)
-        written.append(_save(figure, folder / f"{name}_curve.png"))
+        written.append(save_figure(figure, folder / f"{name}_curve.png"))
     return tuple(written)
 
 
@@ -267,7 +267,7 @@ def _curve_figure(metrics: Metrics, rows: FloatArray, values: Sequence[float], m
     """Draw a thin curve over 0..1 for each class and a thick one for their mean, with what the legend says of them."""
     from matplotlib.collections import LineCollection
 
-    figure = _new_figure(10, 6)
+    figure = new_figure(10, 6)
     axes = figure.add_axes((0.065, 0.09, 0.63, 0.88))
     axes.set(xlim=(0, 1), ylim=(0, 1.01))
     axes.grid(color="0.92")
@@ -289,12 +289,12 @@ def _curve_figure(metrics: Metrics, rows: FloatArray, values: Sequence[float], m
             red, green, blue = class_colour(one.class_id)
             line.set_color((red / 255, green / 255, blue / 255))
         lines = [*lines, *mean]
-        names = _figure_names([(one.class_id, one.name) for one in metrics.classes])
+        names = figure_names([(one.class_id, one.name) for one in metrics.classes])
         texts = [f"{name}: {value:.3f}" for name, value in zip(names, values)]
     # matplotlib leaves out a label that begins with an underscore, so the texts are set afterwards.
     legend = axes.legend(lines, ["-"] * len(lines), loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
     for text, label in zip(legend.get_texts(), [*texts, f"all classes: {mean_value}"]):
-        text.set(text=label, **_plain(9))
+        text.set(text=label, **plain_text(9))
     return figure
 
 
@@ -305,10 +305,10 @@ def write_confusion(counts: IntArray, names: Sequence[str], folder: Path) -> Pat
     """
     count = len(counts)
     shares = counts / np.maximum(counts.sum(axis=0), 1)  # each column adds up to 1
-    texts = [*_figure_names(list(enumerate(names[: count - 1]))), "background"] if count - 1 <= MAX_TICK_NAMES else [""]
+    texts = [*figure_names(list(enumerate(names[: count - 1]))), "background"] if count - 1 <= MAX_TICK_NAMES else [""]
     font_size = max(min(12.0, 460 / count), 3.5)  # points
     margin = 0.6 + max(map(_columns, texts)) * font_size * 0.65 / 72  # inches
-    figure = _new_figure(12 + margin, 9.5 + margin)
+    figure = new_figure(12 + margin, 9.5 + margin)
     width, height = figure.get_size_inches()
     axes = figure.add_axes((margin / width, margin / height, 1 - (margin + 1.2) / width, 1 - (margin + 0.2) / height))
     mesh = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
@@ -319,13 +319,13 @@ def write_confusion(counts: IntArray, names: Sequence[str], folder: Path) -> Pat
     axes.set(xticks=[], yticks=[])
     for place, text in enumerate(texts):  # texts, not ticks: those are measured again and again
         below, left = axes.get_xaxis_transform(), axes.get_yaxis_transform()  # a cell one way, a share the other way
-        axes.text(place, -0.01, text, ha="center", va="top", rotation=90, transform=below, **_plain(font_size))
-        axes.text(-0.01, place, text, ha="right", va="center", transform=left, **_plain(font_size))
+        axes.text(place, -0.01, text, ha="center", va="top", rotation=90, transform=below, **plain_text(font_size))
+        axes.text(-0.01, place, text, ha="right", va="center", transform=left, **plain_text(font_size))
     if count - 1 <= MAX_CELL_TEXTS:
         _write_shares(axes, shares, font_size)
     for side in axes.spines.values():
         side.set_visible(False)
-    return _save(figure, folder / "confusion_matrix.png")
+    return save_figure(figure, folder / "confusion_matrix.png")
 
 
 def _write_shares(axes: Axes, shares: FloatArray, font_size: float) -> None:
@@ -339,31 +339,34 @@ def _write_shares(axes: Axes, shares: FloatArray, font_size: float) -> None:
         axes.axvline(line, color="white", linewidth=2)
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Make a figure (inches) that belongs to no window and no list of open ones."""
     from matplotlib.figure import Figure  # a second's work, for those who draw
 
     return Figure(figsize=(width, height), dpi=DPI)
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    """Draw a figure once and write it; matplotlib's savefig draws twice and packs slowly."""
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Draw a figure once and write it, PNG or, where `path` says so, JPEG; savefig draws twice and packs slowly."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas: Any = FigureCanvasAgg(figure)  # matplotlib leaves its methods without types
     canvas.draw()
-    rgba = np.asarray(canvas.buffer_rgba())  # (H, W, 4)
-    _, content = cv2.imencode(".png", rgba[:, :, 2::-1], [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION])
+    rgb = np.asarray(canvas.buffer_rgba())[:, :, :3]  # (H, W, 4) -> (H, W, 3)
+    if path.suffix == ".jpg":
+        write_jpeg(path, rgb)
+        return path
+    _, content = cv2.imencode(".png", rgb[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION])
     write_whole(path, content.tobytes())
     return path
 
 
-def _plain(size: float) -> dict[str, Any]:
+def plain_text(size: float) -> dict[str, Any]:
     """Give what a text needs to be drawn letter by letter, in whichever font has the letter."""
     return {"parse_math": False, "fontfamily": [BASE_FAMILY, *_cjk_families()], "fontsize": size}
 
 
-def _figure_names(names: Sequence[tuple[int, str]]) -> list[str]:
+def figure_names(names: Sequence[tuple[int, str]]) -> list[str]:
     """Give the text that matplotlib draws for each (class id, name)."""
     shown = []
     for class_id, name in names:
