@@ -34,8 +34,8 @@ def epoch_row(epoch: int) -> EpochRow:
     decay = 0.9**epoch
     losses = (0.11 * decay, 0.052 * decay, 0.043 * decay)
     metrics = [share * (1 - decay) + 0.001 for share in (0.8, 0.7, 0.6, 0.4)]
-    others = (0.09 * decay, 0.04 * decay, 0.03 * decay, 0.01 * decay, 0.011 * decay, 0.1 * decay)
-    return EpochRow(epoch, *losses, *metrics, *others)
+    others = [share * decay for share in (0.09, 0.04, 0.03, 0.01, 0.011, 0.1)]
+    return EpochRow(epoch, *[*losses, *metrics, *others])
 
 
 def log_of(folder: Path, epochs: range) -> None:
