@@ -6,7 +6,6 @@ A yaml holds names and numbers, never expressions: it may come out of a stranger
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from models.common import (
     GhostConv,
     silu,
 )
+from utils.activations import split_activation
 from utils.errors import ConfigError, ExecutorError
 from utils.safe_yaml import read_yaml
 
@@ -39,13 +39,6 @@ MAX_ROWS = 500
 MAX_REPEATS = 100
 MAX_KERNEL = 64
 
-# fmt: off
-ACTIVATIONS = (
-    "CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "Mish",
-    "PReLU", "ReLU", "ReLU6", "RReLU", "SELU", "Sigmoid", "SiLU", "Softplus", "Softshrink", "Softsign", "Tanh",
-    "Tanhshrink", "Threshold",
-)
-# fmt: on
 _TAKES_INPLACE = {
     "CELU",
     "ELU",
@@ -311,13 +304,10 @@ def parse_activation(text: str, name: str, error: type[ExecutorError] = ConfigEr
     """Turn `nn.LeakyReLU(0.1)`, `ReLU` or '' (SiLU) into a maker of such modules; never evaluates anything."""
     if not text:
         return silu
-    match = re.fullmatch(r"(?:torch\.)?(?:nn\.)?([A-Za-z0-9]+)(?:\(([0-9eE+\-., ]*)\))?", text.strip())
-    if not match or match[1] not in ACTIVATIONS:
-        raise error(f"activation: got {text[:60]!r} ({name}), need one of {', '.join(ACTIVATIONS)}")
-    kind: Any = getattr(nn, match[1])
+    kind_name, numbers = split_activation(text, name, error)
+    kind: Any = getattr(nn, kind_name)
+    keywords = {"inplace": True} if kind_name in _TAKES_INPLACE else {}
     try:
-        numbers = [float(number) for number in (match[2] or "").split(",") if number.strip()]
-        keywords = {"inplace": True} if match[1] in _TAKES_INPLACE else {}
         kind(*numbers, **keywords)
     except (ValueError, TypeError) as cause:
         raise error(f"activation: {text[:60]!r} ({name}): {cause}") from None

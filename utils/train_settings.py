@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
+from utils.activations import split_activation
 from utils.errors import ConfigError
 from utils.hyp import Hyp
 from utils.settings import PRECISIONS, PictureSettings, check_at_least, check_choice, check_share
@@ -58,6 +59,8 @@ class TrainConfig:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("cache", self.cache, CACHES)
         check_choice("precision", self.precision, PRECISIONS)
+        if self.activation:
+            split_activation(self.activation, "a name of torch.nn")
         check_choice("resume", self.resume, RESUMES)
         check_choice("fitness", self.fitness, FITNESSES)
         check_at_least("epochs", self.epochs, 1)
