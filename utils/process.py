@@ -70,7 +70,8 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Refuse the command line."""
-        raise ConfigError(f"{message} (--help lists the options)")
+        hint = " (--help lists the options)" if self.add_help else ""
+        raise ConfigError(f"{message}{hint}")
 
 
 def exit_code(run: Callable[[], None]) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Optional
 
 from utils.errors import ConfigError
@@ -11,6 +13,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 BACKENDS = ("auto", "torch", "onnxruntime", "openvino")
 LETTERBOX_NAMES = ("square", "minimal")
 DECODES = ("exact", "fast")
+MOST_SIDE_PX = 16_384  # of a model's input; beyond it, it can only be a slip
 
 
 def check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -29,6 +32,18 @@ def check_share(key: str, value: float) -> None:
     """Raise ConfigError unless 0 <= value <= 1 (NaN fails)."""
     if not 0 <= value <= 1:
         raise ConfigError(f"{key}: got {value}, need a number from 0 to 1")
+
+
+def check_device(key: str, text: str) -> None:
+    """Raise ConfigError unless a text names the CPU or GPUs as YOLOv5's --device does; '' leaves the choice open."""
+    if not re.fullmatch(r"(cpu|-1|(cuda:)?\d+(,(cuda:)?\d+)*)?", text.strip().lower()):
+        raise ConfigError(f"{key}: got {text[:40]!r}, need cpu, or GPU indices such as 0 or 0,1")
+
+
+def check_pt(key: str, path: Path) -> None:
+    """Raise ConfigError unless a weights file is a .pt by its name."""
+    if path.suffix.lower() != ".pt":
+        raise ConfigError(f"{key}: {path} is no .pt file, and only those can be used in this version")
 
 
 @dataclass(frozen=True)
