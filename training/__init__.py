@@ -1,0 +1,1 @@
+"""Training a network: what train.py and start.py call."""

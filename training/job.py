@@ -1,0 +1,82 @@
+"""What a training is given and what it tells: the types that doors, ranks and the loop share. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from utils.errors import ExecutorError
+from utils.progress import Progress
+from utils.train_settings import TrainConfig, TrainFolders
+from utils.training_data import TrainingData
+
+
+class StoppedError(ExecutorError):
+    """The platform, or a person, asked the training to end; what was learnt is saved."""
+
+
+@dataclass(frozen=True)
+class Checkpointed:
+    """What stands on the disk after an epoch. Figures lie in 0..1.
+
+    epoch: the one just done, from 0. mean_ap, map50: of best.pt, 0 where nothing could be validated. epoch_file: where
+    the epoch is also kept under its own name, with epoch_mean_ap. is_over: nothing more is trained.
+    """
+
+    epoch: int
+    mean_ap: float
+    map50: float
+    has_best: bool
+    epoch_file: Optional[Path]
+    epoch_mean_ap: float
+    is_over: bool
+
+
+OnCheckpoint = Callable[[Checkpointed], None]
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training, as each of its ranks is given it; a rank's process gets a pickled copy.
+
+    open_data: gives the data set; called in each process. task: what a run to resume must be of. about: kept in last.pt
+    for who resumes it. on_checkpoint: told on rank 0 when an epoch's files are whole. epoch_file: name of an epoch's own
+    file below the weights' folder.
+    """
+
+    config: TrainConfig
+    open_data: Callable[[], TrainingData]
+    folders: TrainFolders
+    task: str = ""
+    about: dict[str, Any] = field(default_factory=dict)
+    draws: bool = True
+    on_checkpoint: Optional[OnCheckpoint] = None
+    epoch_file: str = "epoch{epoch}.pt"
+    resume_from: Optional[Path] = None  # None: the folder's own last.pt
+
+
+def never() -> bool:
+    """Say that nobody asked to stop."""
+    return False
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How a training talks to who started it."""
+
+    progress: Progress = field(default_factory=Progress)
+    should_stop: Callable[[], bool] = never
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a training ended: the best epoch's figures, in 0..1, and its val losses (box, objectness, classes)."""
+
+    epochs: int
+    precision: float = 0.0
+    recall: float = 0.0
+    map50: float = 0.0
+    mean_ap: float = 0.0
+    losses: Sequence[float] = (0.0, 0.0, 0.0)
