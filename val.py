@@ -206,7 +206,7 @@ def as_one_class(labelled: LabelledSet) -> LabelledSet:
         labels = labelled.labels_of(*picture)
         return replace(labels, class_ids=np.zeros_like(labels.class_ids))
 
-    return LabelledSet((ONE_CLASS,), labelled.shots, labels_of)
+    return replace(labelled, names=(ONE_CLASS,), labels_of=labels_of)
 
 
 # ---- a run -----------------------------------------------------------------------------------------------------------
