@@ -27,6 +27,7 @@ from utils.process import prepare_process
 from utils.progress import Progress
 from ymir.config import Env, TaskConfig, infer_config, mining_config, read_env, read_task
 from ymir.monitor import Monitor, one_line
+from ymir.params import OTHER_SPELLINGS, SHOWN
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
@@ -38,6 +39,7 @@ LOGGER = logging.getLogger("start")
 
 HEARTBEAT_S = 2.0
 BACKENDS_HERE = ("auto", "torch")
+MOST_KEYS_TOLD = 10
 
 
 class StoppedError(ExecutorError):
@@ -142,6 +144,8 @@ def stopping_politely() -> Iterator[None]:
 def run_task(task: TaskConfig, progress: Progress) -> None:
     """Run what the task's flags ask for. Raises ExecutorError."""
     env = task.env
+    check_backend(task)
+    tell_of_unknown_keys(task)
     if env.run_training:
         raise ConfigError("run_training: this version mines and infers; training comes with the next one (env.yaml)")
     halves = (
@@ -151,6 +155,21 @@ def run_task(task: TaskConfig, progress: Progress) -> None:
         run_mining(task, halves[0])
     if env.run_infer:
         run_infer(task, halves[1])
+
+
+def check_backend(task: TaskConfig) -> None:
+    """Refuse an engine that isn't here, before torch is imported. Raises ConfigError."""
+    backend = task.params.backend
+    if (task.env.run_mining or task.env.run_infer) and backend not in BACKENDS_HERE:
+        raise ConfigError(f"backend: {backend} is not in this version, use {' or '.join(BACKENDS_HERE)} (config.yaml)")
+
+
+def tell_of_unknown_keys(task: TaskConfig) -> None:
+    """Log keys of config.yaml that nobody reads: one of them may be a slip."""
+    unknown = [key for key in task.params.model_extra or {} if key not in OTHER_SPELLINGS]
+    if unknown:
+        shown = one_line(", ".join(key[:SHOWN] for key in unknown[:MOST_KEYS_TOLD]))
+        LOGGER.info("config.yaml: %d unknown keys are ignored: %s", len(unknown), shown)
 
 
 def run_mining(task: TaskConfig, progress: Progress) -> None:

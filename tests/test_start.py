@@ -363,6 +363,44 @@ def test_a_wrong_configuration_is_told_without_torch(task: Path) -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.parametrize("flag", ["run_mining", "run_infer"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_backend_of_a_later_version_is_told_without_torch(backend: str, flag: str, task: Path) -> None:
+    edit(task / "in/env.yaml", **{"run_mining": False, "run_infer": False, flag: True})
+    edit(task / "in/config.yaml", backend=backend)
+    script = "import sys, start; start.main(sys.argv[1:]); print(sorted({'torch', 'cv2', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--in", str(task / "in"), "--out", str(task / "out")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+    told = f"backend: {backend} is not in this version, use auto or torch (config.yaml)"
+    assert monitor(task)[4:] == ["300001", told]
+
+
+def test_keys_that_nobody_reads_are_told_in_one_short_line(task: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    odd = {"img_sise": 640, "a\nb\tc": 1, "x" * 500: 1, **{f"key{number}": 1 for number in range(10)}}
+    edit(task / "in/config.yaml", activate="ReLU", **odd)
+    edit(task / "in/env.yaml", run_infer=False)
+    edit(task / "in/config.yaml", mining_algorithm="random")
+    assert run(task) == 0
+    (told,) = (record.getMessage() for record in caplog.records if "unknown keys" in record.getMessage())
+    assert told.startswith("config.yaml: 13 unknown keys are ignored: ")
+    assert told.count(", ") == 9 and len(told) < 300
+    assert "\n" not in told and "\t" not in told and "activate" not in told
+
+
+def test_a_task_without_unknown_keys_tells_of_none(task: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    edit(task / "in/env.yaml", run_infer=False)
+    edit(task / "in/config.yaml", mining_algorithm="random")
+    assert run(task) == 0
+    assert "unknown keys" not in caplog.text
+
+
 def test_an_output_folder_that_cannot_be_written(task: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (task / "out").write_text("a file stands in the way")
     assert run(task) != 0
