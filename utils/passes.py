@@ -27,5 +27,5 @@ def even_share(count: int, most: int) -> int:
 
 
 def whole_passes(loader: LoaderSettings, size: int) -> LoaderSettings:
-    """Give the settings with the batch rounded up to whole passes of `size` pictures: none is filled up but the last."""
+    """Give the settings with the batch rounded up to whole passes of `size` pictures, so that full ones stay full."""
     return replace(loader, batch_size=math.ceil(loader.batch_size / size) * size)
