@@ -27,11 +27,13 @@ class LabelledSet:
 
     names: of the classes, by class id. shots: each with an index of its own. labels_of: gives one picture's labels
     from the (height, width) in whose pixels they are meant; threads call it. Raises DatasetError.
+    annotation_of: tells the file that holds a picture's labels, whether or not it is there; a cache of labels needs it.
     """
 
     names: tuple[str, ...]
     shots: tuple[Shot, ...]
     labels_of: LabelsOf
+    annotation_of: Optional[Callable[[Shot], Path]] = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ def yolo_set(names: Sequence[str], images: Sequence[Path]) -> LabelledSet:
     def labels_of(shot: Shot, image_hw: Hw) -> Labels:
         return read_yolo(yolo_label_path(shot.path), PictureFile(shot.path, image_hw), source)
 
-    return LabelledSet(tuple(names), tuple(Shot(index, path) for index, path in enumerate(images)), labels_of)
+    shots = tuple(Shot(index, path) for index, path in enumerate(images))
+    return LabelledSet(tuple(names), shots, labels_of, lambda shot: yolo_label_path(shot.path))
 
 
 class LabelledReader:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -93,6 +93,9 @@ class FaultLog:
     def lines(self) -> list[str]:
         """Give one line for each kind: `rows dropped, repeated: 3; first: labels/7.txt line 2`."""
         return [f"{fault.kind}: {fault.count}; first: {fault.example}" for fault in self._seen.values()]
+
+    def __iter__(self) -> Iterator[Fault]:
+        return iter(self._seen.values())
 
     def __len__(self) -> int:
         return len(self._seen)
