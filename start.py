@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Optional
+from typing import TYPE_CHECKING, Optional
 
 from utils.console import Console
 from utils.errors import ConfigError, DeviceMemoryError, ExecutorError, ImageError, WeightsError
@@ -31,9 +31,9 @@ from ymir.params import OTHER_SPELLINGS, SHOWN
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
-    from utils.batches import BatchReader, Loading
+    from utils.batches import BatchReader, Placing
     from utils.settings import LoaderSettings
-    from ymir.index import Candidate, CandidateIndex
+    from ymir.index import Candidate
 
 LOGGER = logging.getLogger("start")
 
@@ -176,7 +176,7 @@ def run_mining(task: TaskConfig, progress: Progress) -> None:
     """Score every candidate and write result.tsv. Raises ExecutorError."""
     from mining import MINERS
     from mining.runner import ScoreTable, score_all
-    from utils.batches import check, load
+    from utils.batches import BatchReader, check, load
     from ymir.index import candidate_index
     from ymir.results import write_mining_result
 
@@ -190,9 +190,11 @@ def run_mining(task: TaskConfig, progress: Progress) -> None:
     checkpoint = read_weights(task) if miner.needs_model else None
     table = ScoreTable()
     loading = load if checkpoint else check
-    reader = read_ahead(candidates, config.loader, checkpoint, table.set_aside, progress.part(0, 0.95), loading)
+    count = candidates.count()
+    loader, placing = config.loader, placing_of(config.loader, checkpoint)
+    reader = BatchReader(candidates, placing, loader, table.set_aside, progress.part(0, 0.95), count, loading)
     detector = None
-    if checkpoint and candidates.count():
+    if checkpoint and count:
         from models.detector import make_detector
 
         detector = make_detector(checkpoint, config.engine, config.loader.batch_size)
@@ -215,7 +217,7 @@ def run_mining(task: TaskConfig, progress: Progress) -> None:
 
 def run_infer(task: TaskConfig, progress: Progress) -> None:
     """Detect in every candidate and write infer-result.json. Raises ExecutorError."""
-    from utils.batches import load
+    from utils.batches import BatchReader, load
     from utils.detections import Detections
     from ymir.index import candidate_index
     from ymir.results import InferResultWriter
@@ -232,12 +234,14 @@ def run_infer(task: TaskConfig, progress: Progress) -> None:
         def set_aside(item: Candidate, error: ImageError) -> None:
             results.add(item.index, item.name, Detections.empty(), (1, 1))
 
-        reader = read_ahead(candidates, config.loader, checkpoint, set_aside, progress.part(0, 0.95), load)
+        count = candidates.count()
+        loader, placing = config.loader, placing_of(config.loader, checkpoint)
+        reader = BatchReader(candidates, placing, loader, set_aside, progress.part(0, 0.95), count, load)
         readable = 0
-        if candidates.count():
+        if count:
             from models.detector import cpu_chunk_for, make_detector
 
-            cpu_chunk = cpu_chunk_for(candidates.count())
+            cpu_chunk = cpu_chunk_for(count)
             detector = make_detector(checkpoint, config.engine, config.loader.batch_size, cpu_chunk)
             for batch in reader:
                 readable += len(batch)
@@ -289,20 +293,12 @@ def read_weights(task: TaskConfig) -> Checkpoint:
     return checkpoint
 
 
-def read_ahead(
-    candidates: CandidateIndex,
-    loader: LoaderSettings,
-    checkpoint: Optional[Checkpoint],
-    set_aside: Callable[[Candidate, ImageError], None],
-    progress: Progress,
-    loading: Loading[Candidate],
-) -> BatchReader[Candidate]:
-    """Begin to decode the candidates, before torch is imported."""
-    from utils.batches import BatchReader, Placing, input_side
+def placing_of(loader: LoaderSettings, checkpoint: Optional[Checkpoint]) -> Placing:
+    """Give how pictures are placed on a model's input; without a model any size will do."""
+    from utils.batches import Placing, input_side
 
     stride = max(checkpoint.strides) if checkpoint else 1
-    placing = Placing(loader.letterbox, input_side(loader.img_size, stride), stride)
-    return BatchReader(candidates, placing, loader, set_aside, progress, candidates.count(), loading)
+    return Placing(loader.letterbox, input_side(loader.img_size, stride), stride)
 
 
 def tell_of(reader: BatchReader[Candidate], readable: int, total: int) -> None:
