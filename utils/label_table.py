@@ -54,6 +54,10 @@ class LabelTable:
         rows = self.rows_of(index)
         return self.class_ids[rows], self.boxes_px[rows]
 
+    def picture_of_rows(self) -> npt.NDArray[np.int64]:
+        """Give the picture of each row: (M,)."""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
+
     def polygon(self, row: int) -> npt.NDArray[np.float32]:
         """Give a row's polygon, (K, 2) px; K = 0 where it is only a box."""
         return self.points_px[self.point_starts[row] : self.point_starts[row + 1]]
