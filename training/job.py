@@ -41,9 +41,9 @@ OnCheckpoint = Callable[[Checkpointed], None]
 class TrainJob:
     """One training, as each of its ranks is given it; a rank's process gets a pickled copy.
 
-    open_data: gives the data set; called in each process. task: what a run to resume must be of. about: kept in last.pt
-    for who resumes it. on_checkpoint: told on rank 0 when an epoch's files are whole. epoch_file: name of an epoch's own
-    file below the weights' folder.
+    open_data: gives the data set; called in each process. task: what a run to resume must be of. about: kept in
+    last.pt for who resumes it. on_checkpoint: told on rank 0 when an epoch's files are whole. epoch_file: name of an
+    epoch's own file below the weights' folder.
     """
 
     config: TrainConfig

@@ -39,7 +39,7 @@ class Stepper:
         wrapped: nn.Module,
         loss: DetectionLoss,
         optimizer: torch.optim.Optimizer,
-        ema: Ema,
+        ema: Ema[DetectionModel],
         device: torch.device,
         precision: str,
         most_at_once: int,
@@ -89,11 +89,9 @@ class Stepper:
         parts = torch.zeros(3)
         for first in range(0, len(pixels), self.most_at_once):
             some = pixels[first : first + self.most_at_once]
-            if len(some) == len(pixels):
-                own = rows
-            else:
-                own = rows[(rows[:, 0] >= first) & (rows[:, 0] < first + len(some))] - [first, 0, 0, 0, 0, 0]
-            parts += self._pass(some, own.astype(np.float32, copy=False), side) * (len(some) / len(pixels))
+            own = rows[(rows[:, 0] >= first) & (rows[:, 0] < first + len(some))]
+            own[:, 0] -= first
+            parts += self._pass(some, own, side) * (len(some) / len(pixels))
         return parts
 
     def _pass(self, pixels: Pixels, rows: Rows, side: Optional[int]) -> Tensor:

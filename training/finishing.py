@@ -1,0 +1,45 @@
+"""The end of a training: its best weights validated once more, with everything that people like to look at."""
+
+from __future__ import annotations
+
+import logging
+from typing import Optional
+
+from models.checkpoint import read_checkpoint
+from models.detector import build_model
+from training.job import Hooks
+from training.run import Run
+from training.saver import BEST
+from training.validation import Validated
+from utils.plots import write_confusion, write_curves
+from utils.train_log import write_results
+from utils.watchers import BatchPictures
+from val import table
+
+LOGGER = logging.getLogger("train")
+
+
+def finish(run: Run, hooks: Hooks) -> Optional[Validated]:
+    """Validate best.pt, and write its curves, its confusion matrix, its drawn batches and results.png.
+
+    Done on one rank, while the others may already have ended. Gives None where there is nothing to validate on.
+    """
+    logs = run.job.folders.logs
+    if run.log is not None and run.job.draws and run.log.rows:
+        write_results(run.log.rows, logs)
+    validated = None
+    best = run.job.folders.weights / BEST
+    if run.validator is not None and best.is_file():
+        names = run.training_set.table.names
+        drawing = [BatchPictures(logs, names)] if run.job.draws else []
+        validated = run.validator.alone()(build_model(read_checkpoint(best)), hooks.progress, drawing)
+        for line in table(validated.evaluation.metrics).splitlines():
+            LOGGER.info("%s", line)
+        if run.job.draws:
+            write_curves(validated.evaluation.metrics, logs)
+            write_confusion(validated.evaluation.confusion, names, logs)
+    if run.log is not None:
+        if run.job.draws:
+            run.log.add_pictures(sorted(logs.glob("val_batch*.jpg")), run.training.position.epoch)
+        run.log.close()
+    return validated

@@ -1,0 +1,131 @@
+"""The loop: train an epoch, validate, save; and what is made before it. Ends with the best weights on the disk."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+
+from training.building import (
+    Machine,
+    build_loader,
+    build_network,
+    build_training,
+    choose_machine,
+    training_side,
+    with_found_batch_size,
+)
+from training.data import Scans, scan_sets
+from training.finishing import finish
+from training.job import FitResult, Hooks, StoppedError, TrainJob
+from training.resuming import state_to_resume
+from training.run import Run, result_of
+from training.validation import Validator
+from utils.boxes import to_cxcywh
+from utils.distributed import World, gather_objects, joined
+from utils.errors import NotFiniteError
+from utils.label_table import LabelTable
+from utils.progress import Progress
+from utils.settings import LoaderSettings
+from utils.train_log import TrainLog
+from utils.train_plots import write_labels
+
+LOGGER = logging.getLogger("train")
+
+SCANNED, BUILT, TRAINED = 0.02, 0.03, 0.98  # shares of the progress
+EPOCH_TRAINED = 0.9  # of an epoch; the rest is its validation
+SAVE_EVERY_S = 600.0  # within an epoch
+
+
+def fit(job: TrainJob, world: World, hooks: Hooks) -> FitResult:
+    """Train. Called on every rank; files are written on rank 0.
+
+    Raises ExecutorError: DatasetError, WeightsError, ConfigError before it begins; NotFiniteError, DeviceMemoryError,
+    StoppedError from within. What was saved before stays whole.
+    """
+    progress = hooks.progress
+    scans = scan_sets(job, progress.part(0, SCANNED), tells=world.rank == 0)
+    machine = choose_machine(job.config, world)
+    with joined(world, "nccl" if machine.device.type == "cuda" else "gloo"):
+        run = make_run(job, scans, machine, progress.part(SCANNED, BUILT))
+        train_epochs(run, replace(hooks, progress=progress.part(BUILT, TRAINED)))
+    if world.rank != 0:
+        return run.last
+    validated = finish(run, replace(hooks, progress=progress.part(TRAINED, 1)))
+    return run.last if validated is None else result_of(run.training.position.epoch, validated)
+
+
+def make_run(job: TrainJob, scans: Scans, machine: Machine, progress: Progress) -> Run:
+    """Build everything that trains, and take up what an earlier run left."""
+    world, table = machine.world, scans.train.table
+    resumed = state_to_resume(job, table.names)
+    network = build_network(job, table, resumed, tells=world.rank == 0)
+    config = with_found_batch_size(job.config, network, machine)
+    job = replace(job, config=config)
+    stride = max(network.stride)
+    loader, training_set, store = build_loader(job, scans, stride, world, progress)
+    per_epoch = loader.batch_count(len(table) + -len(table) % world.size)
+    training, loss = build_training(network, config, machine, per_epoch)
+    validator = None
+    if len(scans.val.table):
+        settings = LoaderSettings(
+            img_size=training_side(config.img_size, stride),
+            batch_size=2 * config.batch_size // world.size,
+            workers=config.workers,
+            pictures=config.pictures,
+        )
+        validator = Validator(scans.val.table, settings, lambda maps, rows: loss(maps, rows).parts, machine)
+    run = Run(job, config, world, training, training_set, store, loader, validator)
+    if resumed is not None:
+        run.load(resumed)
+    if world.rank == 0:
+        run.log = TrainLog(job.folders.logs, training.position.epoch)
+        if job.draws and not training.position.epoch:
+            draw_labels(table, job)
+    return run
+
+
+def draw_labels(table: LabelTable, job: TrainJob) -> None:
+    """Draw what the labels are like: labels.jpg, labels_correlogram.jpg."""
+    pictures_hw = table.sizes_hw[table.picture_of_rows()]  # (M, 2)
+    shares = to_cxcywh(table.boxes_px) / pictures_hw[:, [1, 0, 1, 0]]  # (M, 4) in 0..1
+    write_labels(table.class_ids, shares, table.names, job.folders.logs)
+
+
+def train_epochs(run: Run, hooks: Hooks) -> None:
+    """Train, validate and save, epoch by epoch, until the last one or until nothing gets better."""
+    position = run.training.position
+    while not run.is_over:
+        begun_s, first = time.monotonic(), position.batch
+        train_epoch(run, hooks)
+        pictures = (run.batch_count - first) * run.config.batch_size
+        pictures_per_s = min(pictures, len(run.training_set)) / max(time.monotonic() - begun_s, 1e-3)
+        is_last = position.epoch + 1 == run.config.epochs
+        validated = run.validate(hooks) if run.config.validate or is_last else None
+        run.finish_epoch(validated, pictures_per_s)
+        hooks.progress.at(position.epoch / run.config.epochs)
+
+
+def train_epoch(run: Run, hooks: Hooks) -> None:
+    """Train to the end of the epoch under way.
+
+    Raises NotFiniteError, which names epoch and batch; StoppedError, after saving, where a stop was asked for.
+    """
+    training, position = run.training, run.training.position
+    epoch, saved_s = position.epoch, time.monotonic()
+    for batch in run.loader.batches(run.order(), epoch, position.batch):
+        number = epoch * run.batch_count + position.batch
+        try:
+            training.learn(batch.pixels, batch.rows, number, run.side_of(number))
+        except NotFiniteError as error:
+            where = f"epoch {epoch + 1}, batch {position.batch + 1} of {run.batch_count}"
+            raise NotFiniteError(f"{error} in {where}; try a lower lr0 in --hyp; {run.kept()}") from error
+        run.draw_batch(batch)
+        position.batch += 1
+        hooks.progress.at((epoch + EPOCH_TRAINED * position.batch / run.batch_count) / run.config.epochs)
+        if any(gather_objects(hooks.should_stop())):
+            run.save_last()
+            raise StoppedError(f"training was stopped in epoch {epoch + 1} of {run.config.epochs}; {run.kept()}")
+        if time.monotonic() - saved_s > SAVE_EVERY_S:
+            run.save_last()
+            saved_s = time.monotonic()

@@ -1,0 +1,94 @@
+"""The validation of a network that is being trained: YOLOv5's figures and the losses, shared among the ranks."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Callable
+
+import torch.distributed as dist
+from torch import Tensor
+
+from models.candidates import LossTally
+from models.detector import detector_of
+from models.yolo import DetectionModel
+from training.building import Machine
+from utils.distributed import World, gather_objects
+from utils.errors import DeviceMemoryError
+from utils.label_table import LabelTable
+from utils.labelled import LabelledReader
+from utils.passes import CPU_PASS, even_share
+from utils.progress import Progress
+from utils.settings import LoaderSettings, NmsSettings
+from utils.watchers import Watcher
+from val import Comparison, Evaluation, compare_all, summarise
+
+LOGGER = logging.getLogger(__name__)
+
+NMS = NmsSettings(0.001, 0.6, multi_label=True)  # YOLOv5's for validation
+
+LossOf = Callable[[list[Tensor], Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A validation's figures, and the mean losses of its pictures: box, objectness, classes."""
+
+    evaluation: Evaluation
+    losses: tuple[float, float, float]
+
+
+class Validator:
+    """Validates networks on one set. loss: of raw maps and rows, without any collective.
+
+    settings: their batch_size decides the shapes of the input.
+    """
+
+    def __init__(self, table: LabelTable, settings: LoaderSettings, loss: LossOf, machine: Machine) -> None:
+        self._table = table
+        self._settings = settings
+        self._loss = loss
+        self._machine = machine
+        self._device, self._world = machine.device, machine.world
+        pictures = min(settings.batch_size, max(len(table), 1))
+        self._chunk = even_share(pictures, CPU_PASS) if self._device.type == "cpu" else settings.batch_size
+
+    def __call__(self, model: DetectionModel, progress: Progress, watchers: Sequence[Watcher] = ()) -> Validated:
+        """Validate a network, which stays as it is. Every rank takes part; what it gives is whole on rank 0 only.
+
+        Where memory runs out, fewer pictures go through at once. Raises DeviceMemoryError where one doesn't fit.
+        """
+        while True:
+            try:
+                return self._validate(model, progress, watchers)
+            except DeviceMemoryError:
+                if self._chunk == 1 or self._world.size > 1:
+                    raise
+                self._chunk = (self._chunk + 1) // 2
+            LOGGER.warning("memory ran out in validation: %d pictures at once from now on", self._chunk)
+
+    def alone(self) -> Validator:
+        """Give the same for one rank, without the others."""
+        return Validator(self._table, self._settings, self._loss, replace(self._machine, world=World()))
+
+    def _validate(self, model: DetectionModel, progress: Progress, watchers: Sequence[Watcher]) -> Validated:
+        if self._world.size > 1:
+            for buffer in model.buffers():  # each rank has running statistics of its own; rank 0's are what is saved
+                dist.broadcast(buffer, 0)
+        precision = "fp16" if self._device.type == "cuda" else "fp32"
+        copied = copy.deepcopy(model).eval().requires_grad_(False)
+        detector = detector_of(copied, self._table.names, self._device, precision, self._chunk)
+        tally = LossTally(self._loss)
+        share = (self._world.rank, self._world.size)
+        labelled = self._table.labelled_set()
+        reader = LabelledReader(labelled, self._settings, detector.stride, progress=progress, share=share)
+        with closing(reader):
+            compared = compare_all(tally.candidates(detector), reader, NMS, watchers)
+        shares: list[tuple[Comparison, tuple[list[float], int]]] = gather_objects((compared, tally.sums()))
+        evaluation = summarise([one for one, _ in shares], self._table.names)
+        pictures = max(sum(count for _, (_, count) in shares), 1)
+        box, objectness, classes = (sum(values) / pictures for values in zip(*(sums for _, (sums, _) in shares)))
+        return Validated(evaluation, (box, objectness, classes))
