@@ -29,6 +29,7 @@ from utils.datasets import read_data_yaml, read_names
 from utils.errors import ConfigError, ImageError
 from utils.letterbox import Letterbox, place_on
 from utils.media import Source, find_sources
+from utils.passes import CPU_PASS, cpu_pass
 from utils.process import OneLineParser, exit_code, leave, prepare_process
 from utils.progress import Progress
 from utils.result_files import Found, KeptPictures, Output, SaveSettings, Workers, claim_folder, describe, safe_folders
@@ -50,9 +51,6 @@ LOGGER = logging.getLogger("detect")
 ROOT = Path(__file__).resolve().parent
 MOST_IMG_SIZE = 16_384  # px
 GPU_BATCH = 16  # pictures that go through the network at once
-# On a CPU eight at once are a fifth faster than one by one (docs/performance.md), but come in another order, and the
-# last ones of each shape fill a pass for themselves.
-CPU_BATCH, MANY_PICTURES = 8, 256
 FRAMES_BYTES = 128 << 20  # of a batch of frames
 KEPT_BYTES = 256 << 20  # of decoded pictures that wait to be drawn on
 NOWHERE = Progress()
@@ -124,8 +122,8 @@ def detect(
     fitting = Fitting((input_side(settings.img_hw[0], stride), input_side(settings.img_hw[1], stride)), stride)
     pictures = [source for source in sources if not source.is_video]
     most_at_once = guess_batch_size(settings.device)
-    is_many = most_at_once == GPU_BATCH or len(pictures) >= MANY_PICTURES
-    loader = LoaderSettings(batch_size=most_at_once if is_many else 1, pictures=settings.pictures)
+    at_once = GPU_BATCH if most_at_once == GPU_BATCH else cpu_pass(len(pictures))
+    loader = LoaderSettings(batch_size=at_once, pictures=settings.pictures)
     kept = KeptPictures(KEPT_BYTES)
     reader = BatchReader(
         pictures,
@@ -253,7 +251,7 @@ def guess_batch_size(device: str) -> int:
     """Guess, before torch can tell, whether there will be a GPU; a wrong guess costs a little speed."""
     named = device.strip().lower()
     has_gpu = Path("/dev/nvidiactl").exists() if named == "" else named not in ("cpu", "-1")
-    return GPU_BATCH if has_gpu else CPU_BATCH
+    return GPU_BATCH if has_gpu else CPU_PASS
 
 
 def class_names(settings: DetectSettings, checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Optional
 
 from utils.console import Console
 from utils.errors import ConfigError, DeviceMemoryError, ExecutorError, ImageError, WeightsError
+from utils.passes import CPU_PASS, cpu_pass, whole_passes
 from utils.process import prepare_process
 from utils.progress import Progress
 from ymir.config import Env, TaskConfig, infer_config, mining_config, read_env, read_task
@@ -191,13 +192,13 @@ def run_mining(task: TaskConfig, progress: Progress) -> None:
     table = ScoreTable()
     loading = load if checkpoint else check
     count = candidates.count()
-    loader, placing = config.loader, placing_of(config.loader, checkpoint)
+    loader, placing = whole_passes(config.loader, config.engine, CPU_PASS), placing_of(config.loader, checkpoint)
     reader = BatchReader(candidates, placing, loader, table.set_aside, progress.part(0, 0.95), count, loading)
     detector = None
     if checkpoint and count:
         from models.detector import make_detector
 
-        detector = make_detector(checkpoint, config.engine, config.loader.batch_size)
+        detector = make_detector(checkpoint, config.engine, loader.batch_size, CPU_PASS)
     score_all(reader, table, miner, detector, config)
     tell_of(reader, table.readable, len(table))
     summary = write_mining_result(task.env.output.mining_result_file, table.of(candidates))
@@ -235,14 +236,14 @@ def run_infer(task: TaskConfig, progress: Progress) -> None:
             results.add(item.index, item.name, Detections.empty(), (1, 1))
 
         count = candidates.count()
-        loader, placing = config.loader, placing_of(config.loader, checkpoint)
+        at_once = cpu_pass(count)
+        loader, placing = whole_passes(config.loader, config.engine, at_once), placing_of(config.loader, checkpoint)
         reader = BatchReader(candidates, placing, loader, set_aside, progress.part(0, 0.95), count, load)
         readable = 0
         if count:
-            from models.detector import cpu_chunk_for, make_detector
+            from models.detector import make_detector
 
-            cpu_chunk = cpu_chunk_for(count)
-            detector = make_detector(checkpoint, config.engine, config.loader.batch_size, cpu_chunk)
+            detector = make_detector(checkpoint, config.engine, loader.batch_size, at_once)
             for batch in reader:
                 readable += len(batch)
                 found = detector.detect(batch, config.nms)

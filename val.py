@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import re
 import sys
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from utils.errors import ConfigError, ImageError, WeightsError
 from utils.labelled import LabelledReader, LabelledSet, yolo_set
 from utils.labels import Labels
 from utils.metrics import ConfusionMatrix, Found, IntArray, Matches, Metrics, Truth, compare, compute_metrics, join
+from utils.passes import CPU_PASS, even_share
 from utils.plots import clean_name, write_confusion, write_curves
 from utils.process import OneLineParser, exit_code, leave, prepare_process
 from utils.progress import Progress
@@ -286,24 +286,18 @@ def make_candidates(checkpoint: Checkpoint, settings: ValSettings, count: int) -
     import torch
 
     from models.candidates import augmented_candidates, detector_candidates, join_labels, merge_classes
-    from models.detector import CPU_CHUNK, make_detector
+    from models.detector import make_detector
 
     engine = replace(settings.engine, device=settings.engine.device or ("0" if torch.cuda.is_available() else "cpu"))
     if engine.precision == "fp16" and engine.device in ("cpu", "-1"):
         LOGGER.warning("fp16 needs a GPU, fp32 is used")
         engine = replace(engine, precision="fp32")
     batch_size = settings.loader.batch_size
-    detector = make_detector(checkpoint, engine, batch_size, even_share(min(batch_size, count), CPU_CHUNK))
+    detector = make_detector(checkpoint, engine, batch_size, even_share(min(batch_size, count), CPU_PASS))
     candidates_of = (augmented_candidates if settings.augment else detector_candidates)(detector)
     if settings.single_cls:
         candidates_of = merge_classes(candidates_of)
     return join_labels(candidates_of) if settings.joins_labels else candidates_of
-
-
-def even_share(count: int, most: int) -> int:
-    """Give the size of the fewest equal passes of at most `most` that take `count`: of 9 and 8 it is 5."""
-    passes = math.ceil(count / most)
-    return math.ceil(count / passes)
 
 
 def tell_of(reader: LabelledReader, metrics: Metrics) -> None:

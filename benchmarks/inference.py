@@ -21,9 +21,10 @@ prepare_process()
 from benchmarks.rounds import ROUNDS, SHARED, interleave, machine, many_pictures, ratio  # noqa: E402
 from mining.mining_entropy import score_entropy  # noqa: E402
 from models.checkpoint import read_checkpoint  # noqa: E402
-from models.detector import Detector, cpu_chunk_for, make_detector  # noqa: E402
+from models.detector import Detector, make_detector  # noqa: E402
 from utils.batches import Batch, BatchReader, Placing  # noqa: E402
 from utils.errors import ImageError  # noqa: E402
+from utils.passes import cpu_pass  # noqa: E402
 from utils.settings import EngineSettings, LoaderSettings, MiningConfig, NmsSettings  # noqa: E402
 from ymir.index import Candidate  # noqa: E402
 from ymir.results import InferResultWriter  # noqa: E402
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[4], help="as num_workers_per_gpu, each measured")
     options = parser.parse_args()
     checkpoint = read_checkpoint(SHARED / "weights/yolov5n.pt")
-    auto = make_detector(checkpoint, EngineSettings(), 16, cpu_chunk_for(options.pictures))
+    auto = make_detector(checkpoint, EngineSettings(), 16, cpu_pass(options.pictures))
     exact = make_detector(checkpoint, EngineSettings(precision="fp32"), 16)
     with tempfile.TemporaryDirectory() as scratch:
         folder = many_pictures(Path(scratch) / "pictures", options.pictures)

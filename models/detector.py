@@ -22,14 +22,12 @@ from utils.batches import Batch, Canvas, Item
 from utils.detections import Detections
 from utils.errors import ConfigError, DeviceError, DeviceMemoryError, NoDeviceError, WeightsError
 from utils.nms import select_boxes
+from utils.passes import CPU_NAMES, CPU_PASS
 from utils.settings import EngineSettings, NmsSettings
 
 LOGGER = logging.getLogger(__name__)
 
 MAX_RAW_BYTES = 256 << 20  # raw maps of one pass (SPEC section 6)
-CPU_CHUNK = 8  # pictures that a CPU is fastest with; one alone takes a quarter more (docs/performance.md)
-
-MANY_PICTURES = 256
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -70,7 +68,7 @@ def choose_device(text: str) -> torch.device:
     Raises NoDeviceError for a GPU that isn't there.
     """
     cleaned = text.strip().lower().replace("cuda:", "")
-    if cleaned in ("", "cpu", "-1"):
+    if cleaned in CPU_NAMES:
         return torch.device("cpu")
     indices = [part.strip() for part in cleaned.split(",") if part.strip()]
     if not indices or not all(index.isdigit() for index in indices):
@@ -130,14 +128,6 @@ def device_errors() -> Iterator[None]:
         if "CUDA" in str(cause) or "cuDNN" in str(cause):
             raise DeviceError(f"CUDA failed: {first}") from cause
         raise
-
-
-def cpu_chunk_for(count: int) -> int:
-    """Give how many pictures a CPU should take at once, of `count` in many shapes.
-
-    The last pass of each shape is filled up with empty pictures, which a few pictures aren't worth.
-    """
-    return CPU_CHUNK if count >= MANY_PICTURES else 1
 
 
 @dataclass(frozen=True)
@@ -218,7 +208,7 @@ class Detector:
 
 
 def make_detector(
-    checkpoint: Checkpoint, settings: EngineSettings, batch_size: int, cpu_chunk: int = CPU_CHUNK, ranks: int = 1
+    checkpoint: Checkpoint, settings: EngineSettings, batch_size: int, cpu_chunk: int = CPU_PASS, ranks: int = 1
 ) -> Detector:
     """Build a checkpoint's network for one device and make it fast there.
 

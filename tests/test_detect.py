@@ -25,8 +25,8 @@ import detect as detect_module
 from detect import DetectSettings, Fitting, detect, main
 from models.augment import augmented_rows
 from models.checkpoint import read_checkpoint
-from models.detector import CPU_CHUNK, MANY_PICTURES, make_detector
-from utils import result_files
+from models.detector import make_detector
+from utils import passes, result_files
 from utils.batches import Batch, BatchReader, Placing, Shot
 from utils.boxes import ious, to_xyxy
 from utils.errors import ConfigError, DatasetError, ImageError
@@ -174,10 +174,12 @@ def test_batches_find_what_single_pictures_do(
 ) -> None:
     source = copy_all(coco_images[:9], tmp_path / "in")
     make_video(source / "v.avi", coco_images[3:10], "MJPG")
-    monkeypatch.setattr(detect_module, "CPU_BATCH", 1)
+    for module in (passes, detect_module):
+        monkeypatch.setattr(module, "CPU_PASS", 1)
     single = run(source, "--save-txt", "--save-conf")
-    monkeypatch.setattr(detect_module, "CPU_BATCH", 4)
-    monkeypatch.setattr(detect_module, "MANY_PICTURES", 9)
+    for module in (passes, detect_module):
+        monkeypatch.setattr(module, "CPU_PASS", 4)
+    monkeypatch.setattr(passes, "MANY_PICTURES", 9)
     batched = run(source, "--save-txt", "--save-conf")
     labels = sorted(path.name for path in (single / "labels").iterdir())
     assert len(labels) > 8
@@ -822,7 +824,9 @@ def test_a_listener_is_told_of_everything(yolov5n_pt: Path, coco_images: list[Pa
 
 
 def test_batches_are_those_that_a_cpu_is_fastest_with() -> None:
-    assert (detect_module.CPU_BATCH, detect_module.MANY_PICTURES) == (CPU_CHUNK, MANY_PICTURES)
+    assert (passes.CPU_PASS, passes.MANY_PICTURES) == (8, 256)  # measured: docs/performance.md
+    assert detect_module.guess_batch_size("cpu") == passes.CPU_PASS
+    assert make_detector.__defaults__ == (passes.CPU_PASS, 1)
 
 
 def test_settings_are_checked_when_they_are_made(tmp_path: Path) -> None:

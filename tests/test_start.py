@@ -19,10 +19,13 @@ from typing import Any, Callable
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import start
 from make_task import TaskOptions, make_task
+from models.yolo import DetectionModel
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 160  # px; golden figures at 640 are held in tests/models and tests/mining
@@ -412,6 +415,25 @@ def test_results_of_an_earlier_run_are_gone_when_a_task_fails(task: Path) -> Non
     edit(task / "in/config.yaml", conf_thres="abc")
     assert run(task) != 0
     assert sorted(path.name for path in (task / "out").iterdir()) == ["monitor.txt"]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_however_small_the_batch_a_cpus_passes_are_full(batch: int, task: Path) -> None:
+    edit(task / "in/config.yaml", batch_size_per_gpu=batch)
+    edit(task / "in/env.yaml", run_infer=False)
+    set_lines(task / "in", [line for line in lines(task) for _ in range(4)])  # 24
+    pictures: list[int] = []  # of each pass through the network
+
+    def count(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        if isinstance(module, DetectionModel):
+            pictures.append(len(arguments[0]))
+
+    handle = register_module_forward_pre_hook(count)
+    try:
+        assert run(task) == 0
+    finally:
+        handle.remove()
+    assert pictures == [8, 8, 8]
 
 
 def test_closed_streams_are_no_trouble(task: Path) -> None:

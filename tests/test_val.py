@@ -320,13 +320,6 @@ def test_figures_do_not_depend_on_batches_where_the_canvas_does_not(settings: Va
     assert means(found[0]) == pytest.approx(means(found[1]), abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("count", "share"), [(1, 1), (5, 5), (8, 8), (9, 5), (12, 6), (15, 8), (16, 8), (17, 6), (32, 8)]
-)
-def test_passes_share_a_batch_evenly(count: int, share: int) -> None:
-    assert val.even_share(count, 8) == share
-
-
 def test_the_defaults_are_yolov5s() -> None:
     settings = val.read_arguments(val._parser().parse_args([]), "yolov5s.pt")
     assert (settings.data, settings.weights) == (Path("data/coco128.yaml"), ROOT / "weights/yolov5s.pt")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from utils.settings import LoaderSettings
+from utils.settings import EngineSettings, LoaderSettings
 
-# Eight at once are a fifth faster than one by one (docs/performance.md), but come in another order, and a pass that
-# isn't full costs as much as a full one.
+# Eight at once are a fifth faster than one by one (docs/performance.md), but come in another order, and the last
+# ones of each shape fill a pass for themselves.
 CPU_PASS, MANY_PICTURES = 8, 256
+CPU_NAMES = ("", "cpu", "-1")  # of EngineSettings.device
 
 
 def cpu_pass(count: int) -> int:
@@ -26,6 +27,11 @@ def even_share(count: int, most: int) -> int:
     return math.ceil(count / passes)
 
 
-def whole_passes(loader: LoaderSettings, size: int) -> LoaderSettings:
-    """Give the settings with the batch rounded up to whole passes of `size` pictures, so that full ones stay full."""
+def whole_passes(loader: LoaderSettings, engine: EngineSettings, size: int) -> LoaderSettings:
+    """Give the settings for reading ahead: on a CPU with the batch rounded up to whole passes of `size` pictures.
+
+    A smaller batch would be filled up, and a pass that isn't full costs as much as a full one.
+    """
+    if engine.device not in CPU_NAMES:
+        return loader
     return replace(loader, batch_size=math.ceil(loader.batch_size / size) * size)
