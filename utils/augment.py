@@ -54,9 +54,8 @@ class Objects:
 
     def stretched(self, factor_xy: tuple[float, float], shift_xy: tuple[float, float]) -> Objects:
         """Give the objects with each coordinate times its factor, plus its shift."""
-        factor, shift = np.array(factor_xy), np.array(shift_xy)
-        boxes = self.boxes * np.tile(factor, 2) + np.tile(shift, 2)
-        return Objects(self.class_ids, boxes, self.points * factor + shift, self.starts)
+        factor, shift = np.array(factor_xy * 2), np.array(shift_xy * 2)  # (4,) x, y, x, y
+        return Objects(self.class_ids, self.boxes * factor + shift, self.points * factor[:2] + shift[:2], self.starts)
 
     def clipped(self, left: float, top: float, right: float, bottom: float) -> Objects:
         """Cut all off at a rectangle; what lies outside of it is left out."""
@@ -207,7 +206,7 @@ def warp_objects(objects: Objects, warp: Warp) -> Objects:
     return boxes_only(objects.class_ids[kept], boxes[kept])
 
 
-def move_points(matrix: FloatArray, points: FloatArray) -> FloatArray:
+def move_points(matrix: npt.NDArray[np.floating], points: npt.NDArray[np.floating]) -> FloatArray:
     """Map (K, 2) points by a (3, 3) matrix, with the division of a perspective."""
     moved: FloatArray = points @ matrix[:, :2].T + matrix[:, 2]  # (K, 3)
     return moved[:, :2] / moved[:, 2:]

@@ -362,7 +362,8 @@ def test_texts_of_a_cache_cannot_write_to_the_terminal(folder: Path, tmp_path: P
 def test_a_cache_that_cannot_be_read_or_written_is_a_warning(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for number, block in enumerate((Path.mkdir, os.mkfifo)):
+    blocks: tuple[Callable[[Path], None], ...] = (Path.mkdir, os.mkfifo)
+    for number, block in enumerate(blocks):
         cache = tmp_path / f"{number}.cache"
         block(cache)
         if block is Path.mkdir:
