@@ -10,13 +10,13 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 _BATCH = 1000  # items between two marks, as Python's pickler has it
+_TUPLES = (b")", b"\x85", b"\x86", b"\x87", b"t")  # of none to three items, of all down to the mark
 
 
-@dataclass(frozen=True)
-class Global:
+class Global(NamedTuple):
     """A class or a function by its name; the reader looks it up."""
 
     module: str
@@ -85,18 +85,20 @@ class _Writer:
 
     def put(self, value: Any) -> None:
         kind = type(value)
-        if value is None or kind is bool:
-            self.out += {None: b"N", True: b"\x88", False: b"\x89"}[value]
+        if kind is str or kind is Global:
+            if not self._recalled(value):
+                self._name(value)
+                self._remember(value)
+        elif kind is tuple:
+            self._tuple(value)
+        elif value is None:
+            self.out += b"N"
+        elif kind is bool:
+            self.out += b"\x88" if value else b"\x89"
         elif kind is int:
             self._int(value)
         elif kind is float:
             self.out += b"G" + struct.pack(">d", value)
-        elif kind is tuple:
-            self._tuple(value)
-        elif kind in (str, Global):
-            if not self._recalled(value):
-                self._name(value)
-                self._remember(value)
         elif kind is Stored:
             self._tuple(("storage", Global("torch", value.kind), value.key, "cpu", value.elements))
             self.out += b"Q"
@@ -114,7 +116,7 @@ class _Writer:
         self.out += b"q" + bytes([number]) if number < 256 else b"r" + struct.pack("<I", number)
 
     def _name(self, value: Any) -> None:
-        if isinstance(value, Global):
+        if type(value) is Global:
             self.out += f"c{value.module}\n{value.name}\n".encode("ascii")
             return
         content = value.encode("utf-8", "surrogatepass")
@@ -132,12 +134,11 @@ class _Writer:
             self.out += b"\x8a" + bytes([len(content)]) + content
 
     def _tuple(self, items: tuple[Any, ...]) -> None:
-        short = {0: b")", 1: b"\x85", 2: b"\x86", 3: b"\x87"}.get(len(items))
-        if short is None:
+        if len(items) > 3:
             self.out += b"("
         for item in items:
             self.put(item)
-        self.out += short or b"t"
+        self.out += _TUPLES[min(len(items), 4)]
 
     def _object(self, value: Any) -> None:
         """Whatever may stand in several places and is told by its identity."""

@@ -88,4 +88,7 @@ def _checked(path: Path, stored: Any) -> dict[str, TensorData]:
 
 def _tensor(array: Array, described: TensorData) -> Tensor:
     tensor = torch.from_numpy(array)
-    return tensor.to(torch.bfloat16) if described.storage.dtype.is_bfloat16 else tensor  # exact: it was widened
+    if not described.storage.dtype.is_bfloat16:
+        return tensor
+    # It was widened by zeros; a conversion of floats would make one NaN of them all.
+    return (tensor.view(torch.int32) >> 16).to(torch.int16).view(torch.bfloat16)
