@@ -13,6 +13,7 @@ from typing import Callable, Union
 
 from utils.errors import ExecutorError
 from utils.files import write_whole
+from utils.process import one_line as without_control_characters
 
 LOGGER = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Monitor:
 
 def one_line(text: str) -> str:
     """Give a text without tabs, line breaks and other control characters: each run of them is one space."""
-    return " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())
+    return " ".join(without_control_characters(text).split())
 
 
 def _percent_text(percent: float) -> str:
