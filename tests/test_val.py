@@ -320,6 +320,26 @@ def test_figures_do_not_depend_on_batches_where_the_canvas_does_not(settings: Va
     assert means(found[0]) == pytest.approx(means(found[1]), abs=1e-3)
 
 
+def test_figures_are_equal_where_passes_are_equally_large(
+    tmp_path: Path, coco_images: list[Path], coco128: Path, yolov5n_pt: Path
+) -> None:
+    make_data(tmp_path, coco_images[:14], yaml.safe_load(coco128.read_text())["names"])
+
+    def validated(batch_size: int) -> val.Evaluation:  # 12 are two passes of 6 pictures
+        loader = LoaderSettings(SIDE, batch_size=batch_size, pictures=TURNED)
+        return val.validate(
+            ValSettings(tmp_path / "data.yaml", yolov5n_pt, loader=loader, engine=FP32, is_rect=False), NOTHING
+        ).evaluation
+
+    first, second = validated(12), validated(6)
+    assert first.metrics.instances > 30 and first.metrics.map50 > 0.2
+    assert means(first.metrics) == means(second.metrics)
+    assert [(one.ap, one.ap50, one.p, one.r) for one in first.metrics.classes] == [
+        (one.ap, one.ap50, one.p, one.r) for one in second.metrics.classes
+    ]
+    assert np.array_equal(first.confusion, second.confusion)
+
+
 def test_the_defaults_are_yolov5s() -> None:
     settings = val.read_arguments(val._parser().parse_args([]), "yolov5s.pt")
     assert (settings.data, settings.weights) == (Path("data/coco128.yaml"), ROOT / "weights/yolov5s.pt")
