@@ -34,12 +34,15 @@ from utils.process import OneLineParser, exit_code, leave, prepare_process
 from utils.progress import Progress
 from utils.result_files import Found, KeptPictures, Output, SaveSettings, Workers, claim_folder, describe, safe_folders
 from utils.settings import (
+    MOST_SIDE_PX,
     PRECISIONS,
     EngineSettings,
     LoaderSettings,
     NmsSettings,
     PictureSettings,
     check_at_least,
+    check_device,
+    check_pt,
 )
 from utils.videos import VideoFile, frame_batches, open_video, read_ahead
 
@@ -49,7 +52,6 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("detect")
 
 ROOT = Path(__file__).resolve().parent
-MOST_IMG_SIZE = 16_384  # px
 GPU_BATCH = 16  # pictures that go through the network at once
 FRAMES_BYTES = 128 << 20  # of a batch of frames
 KEPT_BYTES = 256 << 20  # of decoded pictures that wait to be drawn on
@@ -76,12 +78,10 @@ class DetectSettings:
 
     def __post_init__(self) -> None:
         check_at_least("--vid-stride", self.vid_stride, 1)
-        if not all(1 <= side <= MOST_IMG_SIZE for side in self.img_hw):
-            raise ConfigError(f"--imgsz: got {self.img_hw[0]} x {self.img_hw[1]}, need 1 to {MOST_IMG_SIZE}")
-        if self.weights.suffix.lower() != ".pt":
-            raise ConfigError(f"--weights: {self.weights} is no .pt file, and only those can be used in this version")
-        if not re.fullmatch(r"(cpu|-1|(cuda:)?\d+(,(cuda:)?\d+)*)?", self.device.strip().lower()):
-            raise ConfigError(f"--device: got {self.device[:40]!r}, need cpu, or GPU indices such as 0 or 0,1")
+        if not all(1 <= side <= MOST_SIDE_PX for side in self.img_hw):
+            raise ConfigError(f"--imgsz: got {self.img_hw[0]} x {self.img_hw[1]}, need 1 to {MOST_SIDE_PX}")
+        check_pt("--weights", self.weights)
+        check_device("--device", self.device)
         if self.precision == "fp16" and self.device.strip().lower() in ("cpu", "-1"):
             raise ConfigError("--half: needs a GPU; leave it out on a CPU")
 

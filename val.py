@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
+from utils.class_names import name_differences
 from utils.coco_metrics import CocoFigures
 from utils.console import Console
 from utils.datasets import read_yolo_dataset
@@ -35,12 +35,15 @@ from utils.progress import Progress
 from utils.rect import clip_to_picture, labels_to_input
 from utils.run_folder import make_run_folder
 from utils.settings import (
+    MOST_SIDE_PX,
     PRECISIONS,
     EngineSettings,
     LoaderSettings,
     NmsSettings,
     PictureSettings,
     check_choice,
+    check_device,
+    check_pt,
 )
 from utils.stopwatch import Stopwatch
 from utils.study import StudyRow, draw_study, write_study
@@ -59,7 +62,6 @@ DEFAULT_CONF = 0.001
 SPEED_CONF, SPEED_IOU = 0.25, 0.45
 STUDY_SIDES = tuple(range(256, 1536 + 1, 128))
 ONE_CLASS = "item"  # what --single-cls calls its class, as YOLOv5 does
-MOST_IMG_SIZE = 16_384  # px
 MOST_ROWS_UNASKED = 50  # classes up to which the table has a row for each without --verbose
 NOWHERE = Progress()
 
@@ -84,12 +86,10 @@ class ValSettings:
 
     def __post_init__(self) -> None:
         check_choice("task", self.split, SPLITS)
-        if self.loader.img_size > MOST_IMG_SIZE:
-            raise ConfigError(f"--imgsz: got {self.loader.img_size}, need 1 to {MOST_IMG_SIZE}")
-        if self.weights.suffix.lower() != ".pt":
-            raise ConfigError(f"--weights: {self.weights} is no .pt file, and only those can be used in this version")
-        if not re.fullmatch(r"(cpu|-1|(cuda:)?\d+(,(cuda:)?\d+)*)?", self.engine.device.strip().lower()):
-            raise ConfigError(f"--device: got {self.engine.device[:40]!r}, need cpu, or GPU indices such as 0 or 0,1")
+        if self.loader.img_size > MOST_SIDE_PX:
+            raise ConfigError(f"--imgsz: got {self.loader.img_size}, need 1 to {MOST_SIDE_PX}")
+        check_pt("--weights", self.weights)
+        check_device("--device", self.engine.device)
 
 
 @dataclass(frozen=True)
@@ -268,14 +268,9 @@ def check_names(settings: ValSettings, names: Sequence[str], checkpoint: Checkpo
             f"{settings.weights}: has {checkpoint.nc} classes, {settings.data} has {len(names)}; give weights that "
             "were trained for these classes, or --single-cls to take all for one"
         )
-    differing = [f"{stored} / {given}" for stored, given in zip(checkpoint.names, names) if stored != given]
-    if differing:
-        LOGGER.warning(
-            "%d of %d class names differ between weights and data, the data's are shown: %s",
-            len(differing),
-            len(names),
-            ", ".join(differing[:5]),
-        )
+    differences = name_differences(checkpoint.names, names, "data", "shown")
+    if differences:
+        LOGGER.warning("%s", differences)
 
 
 def make_candidates(checkpoint: Checkpoint, settings: ValSettings, count: int) -> CandidatesOf:

@@ -23,13 +23,14 @@ from utils.settings import (
     ENTROPIES,
     LETTERBOX_NAMES,
     MINING_ALGORITHMS,
+    MOST_SIDE_PX,
     PRECISIONS,
 )
 
 OBJECT_TYPE_DETECTION = 2
 RESUMES = ("auto", "never")
 LARGEST = 2**31 - 1  # a whole number without a limit of its own
-MOST_SIDE_PX, MOST_BATCH, MOST_THREADS = 16_384, 65_536, 1024  # beyond these it can only be a slip
+MOST_BATCH, MOST_THREADS = 65_536, 1024  # beyond these it can only be a slip
 SHOWN = 80  # characters of a wrong value that a message repeats
 TRUE_WORDS = ("true", "1", "yes", "on", "t", "y")
 FALSE_WORDS = ("false", "0", "no", "off", "f", "n")
