@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 import threading
@@ -21,10 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
+from utils.class_names import name_differences
 from utils.console import Console
-from utils.errors import ConfigError, DeviceMemoryError, ExecutorError, ImageError, WeightsError
+from utils.errors import ConfigError, DeviceMemoryError, ExecutorError, ImageError, StoppedError, WeightsError
 from utils.passes import CPU_PASS, cpu_pass, whole_passes
-from utils.process import prepare_process
+from utils.process import leave, prepare_process
 from utils.progress import Progress
 from ymir.config import Env, TaskConfig, infer_config, mining_config, read_env, read_task
 from ymir.monitor import Monitor, one_line
@@ -41,10 +41,6 @@ LOGGER = logging.getLogger("start")
 HEARTBEAT_S = 2.0
 BACKENDS_HERE = ("auto", "torch")
 MOST_KEYS_TOLD = 10
-
-
-class StoppedError(ExecutorError):
-    """The platform, or a person, asked the task to end."""
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -65,7 +61,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         monitor.start()
         remove_old_results(env)
         task = read_task(arguments.in_dir, arguments.out_dir, env)
-        with stopping_politely(), beating(monitor), Console("task") as console:
+        with beating(monitor), Console("task") as console:
 
             def report(fraction: float) -> None:
                 monitor.report(fraction)
@@ -148,14 +144,28 @@ def run_task(task: TaskConfig, progress: Progress) -> None:
     check_backend(task)
     tell_of_unknown_keys(task)
     if env.run_training:
-        raise ConfigError("run_training: this version mines and infers; training comes with the next one (env.yaml)")
+        run_training(task, progress)
+        return
     halves = (
         (progress.part(0, 0.5), progress.part(0.5, 1)) if env.run_mining and env.run_infer else (progress, progress)
     )
-    if env.run_mining:
-        run_mining(task, halves[0])
-    if env.run_infer:
-        run_infer(task, halves[1])
+    with stopping_politely():
+        if env.run_mining:
+            run_mining(task, halves[0])
+        if env.run_infer:
+            run_infer(task, halves[1])
+
+
+def run_training(task: TaskConfig, progress: Progress) -> None:
+    """Train; a stop that is asked for comes between two batches, so that nothing is lost. Raises ExecutorError."""
+    from train import stoppable
+    from training import task as training_task
+    from training.job import Hooks
+
+    if task.env.run_mining or task.env.run_infer:
+        LOGGER.warning("run_training: is true, so the task only trains; mine and infer in a task of its own (env.yaml)")
+    with stoppable() as should_stop:
+        training_task.run_training(task, Hooks(progress, should_stop))
 
 
 def check_backend(task: TaskConfig) -> None:
@@ -283,14 +293,9 @@ def read_weights(task: TaskConfig) -> Checkpoint:
             f"{path}: has {checkpoint.nc} classes, the task has {len(names)}; give weights that were trained for the "
             "task's class_names (config.yaml)"
         )
-    differing = [f"{stored} / {asked}" for stored, asked in zip(checkpoint.names, names) if stored != asked]
-    if differing:
-        LOGGER.warning(
-            "%d of %d class names differ between weights and task, the task's are written: %s",
-            len(differing),
-            len(names),
-            one_line(", ".join(differing[:5])),
-        )
+    differences = name_differences(checkpoint.names, names, "task", "written")
+    if differences:
+        LOGGER.warning("%s", one_line(differences))
     return checkpoint
 
 
@@ -315,8 +320,4 @@ def tell_of(reader: BatchReader[Candidate], readable: int, total: int) -> None:
 
 
 if __name__ == "__main__":
-    status = main()
-    # Not sys.exit: libraries' exit handlers take time and may print behind the last line.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    leave(main())

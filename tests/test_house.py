@@ -20,7 +20,7 @@ BELOW = {
     "models": {"utils"},
     "mining": {"models", "utils"},
     "ymir": {"models", "utils"},
-    "training": {"models", "utils", "val"},
+    "training": {"models", "utils", "val", "ymir"},
 }
 TASKS = {"val": set(), "detect": set(), "export": set(), "train": {"val"}}  # doors that other doors may import
 SOURCES = sorted(path for room in (".", *ROOMS) for path in (ROOT / room).glob("*.py"))

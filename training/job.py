@@ -7,14 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from utils.errors import ExecutorError
 from utils.progress import Progress
 from utils.train_settings import TrainConfig, TrainFolders
 from utils.training_data import TrainingData
-
-
-class StoppedError(ExecutorError):
-    """The platform, or a person, asked the training to end; what was learnt is saved."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +37,8 @@ class TrainJob:
     """One training, as each of its ranks is given it; a rank's process gets a pickled copy.
 
     open_data: gives the data set; called in each process. task: what a run to resume must be of. about: kept in
-    last.pt for who resumes it. on_checkpoint: told on rank 0 when an epoch's files are whole. epoch_file: name of an
-    epoch's own file below the weights' folder.
+    last.pt for who resumes it. on_begin: called on rank 0 where training starts anew. on_checkpoint: told there when an
+    epoch's files are whole. epoch_file: name of an epoch's own file below the weights' folder.
     """
 
     config: TrainConfig
@@ -52,6 +47,7 @@ class TrainJob:
     task: str = ""
     about: dict[str, Any] = field(default_factory=dict)
     draws: bool = True
+    on_begin: Optional[Callable[[], None]] = None
     on_checkpoint: Optional[OnCheckpoint] = None
     epoch_file: str = "epoch{epoch}.pt"
     resume_from: Optional[Path] = None  # None: the folder's own last.pt

@@ -17,13 +17,13 @@ from training.building import (
 )
 from training.data import Scans, scan_sets
 from training.finishing import finish
-from training.job import FitResult, Hooks, StoppedError, TrainJob
+from training.job import FitResult, Hooks, TrainJob
 from training.resuming import state_to_resume
 from training.run import Run, result_of
 from training.validation import Validator
 from utils.boxes import to_cxcywh
 from utils.distributed import World, gather_objects, joined
-from utils.errors import NotFiniteError
+from utils.errors import NotFiniteError, StoppedError
 from utils.label_table import LabelTable
 from utils.progress import Progress
 from utils.settings import LoaderSettings
@@ -78,6 +78,8 @@ def make_run(job: TrainJob, scans: Scans, machine: Machine, progress: Progress) 
     run = Run(job, config, world, training, training_set, store, loader, validator)
     if resumed is not None:
         run.load(resumed)
+    elif world.rank == 0 and job.on_begin is not None:
+        job.on_begin()
     if world.rank == 0:
         run.log = TrainLog(job.folders.logs, training.position.epoch)
         if job.draws and not training.position.epoch:

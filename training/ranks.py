@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any, Callable
 
 from training.data import scan_sets
-from training.job import FitResult, Hooks, StoppedError, TrainJob
-from utils.errors import ConfigError
+from training.job import FitResult, Hooks, TrainJob
+from utils.errors import ConfigError, StoppedError
 from utils.process import prepare_process
 from utils.progress import Progress
 

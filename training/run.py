@@ -11,13 +11,14 @@ from typing import Any, Optional
 import numpy as np
 
 from models.resume import ResumeState
-from training.job import Checkpointed, FitResult, Hooks, StoppedError, TrainJob
 from training.building import training_side
+from training.job import Checkpointed, FitResult, Hooks, TrainJob
 from training.resuming import about_run
 from training.saver import BEST, Saver
 from training.state import Training
 from training.validation import Validated, Validator
 from utils.distributed import World
+from utils.errors import StoppedError
 from utils.hyp import hyp_as_dict
 from utils.metrics import Metrics
 from utils.picture_store import PictureStore
@@ -137,7 +138,7 @@ class Run:
     # ---- what is written
 
     def finish_epoch(self, validated: Optional[Validated], pictures_per_s: float) -> None:
-        """Take in an epoch's figures, write its files, and begin the next; the epoch file, best.pt, last.pt, in turn."""
+        """Take in an epoch's figures, write its files, and begin the next: its own file, best.pt, last.pt, in turn."""
         training, epoch = self.training, self.training.position.epoch
         losses = training.means.values()
         metrics = None

@@ -12,8 +12,8 @@ from models.yolo import DetectionModel
 from training.run_state import Best, Means, Position
 from training.saver import Snapshot
 from training.step import Pixels, Rows, Stepper
-from utils.loss import DetectionLoss
 from utils.errors import WeightsError
+from utils.loss import DetectionLoss
 from utils.optim import Accumulation, EarlyStop, Ema, Schedule, load_optimizer_state, optimizer_state, set_rates
 
 

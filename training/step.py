@@ -60,8 +60,9 @@ class Stepper:
     def backward(self, pixels: Pixels, rows: Rows, side: Optional[int] = None) -> Tensor:
         """Add a batch's gradients to those that are pending; give (3,) losses: box, objectness, class.
 
-        side: resize the batch so that its longer side is this, in px, a multiple of the stride. Where memory runs out, the batch goes through in halves from now on, and the pending gradients are lost. Raises
-        DeviceMemoryError where one picture alone doesn't fit, NotFiniteError where the loss is NaN or infinite.
+        side: resize the batch so that its longer side is this, in px, a multiple of the stride. Where memory runs out,
+        the batch goes through in halves from now on, and the pending gradients are lost. Raises DeviceMemoryError where
+        one picture alone doesn't fit, NotFiniteError where the loss is NaN or infinite.
         """
         while True:
             try:

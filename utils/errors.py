@@ -10,6 +10,10 @@ class ExecutorError(Exception):
     code = 160004
 
 
+class StoppedError(ExecutorError):
+    """The platform, or a person, asked the task to end."""
+
+
 class ConfigError(ExecutorError):
     """env.yaml, config.yaml or a command line holds something that can't be used."""
 

@@ -41,8 +41,8 @@ def _labelled(index: PairIndex, export_format: str, names: tuple[str, ...]) -> L
     read, source, is_shared = READERS[kind], LabelSource(names), kind == "coco"
     annotations = [_annotation_of(pair, kind) for pair in pairs]
 
-    def annotation_of(shot: Shot) -> Optional[Path]:
-        return annotations[shot.index]
+    def annotation_of(shot: Shot) -> Path:
+        return annotations[shot.index] or shot.path
 
     def labels_of(shot: Shot, image_hw: tuple[int, int]) -> Labels:
         annotation = annotations[shot.index]
