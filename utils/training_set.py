@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
@@ -122,55 +123,71 @@ class TrainingSet:
         place = place_four if count == 4 else place_nine
         tiles = place(random.permutation(indices).tolist(), self._store.hw, side, random)
         mosaic_hw = 2 * side, 2 * side
-        objects = join([self._objects_on(tile, mosaic_hw) for tile in tiles])
         warp = draw_warp(self._hyp, mosaic_hw, (side, side), random)
-        if self._hyp.copy_paste and len(objects.points):
+        reader = _Reader(self._store)
+        if self._hyp.copy_paste and len(self.table.points_px):
             mosaic = np.empty((*mosaic_hw, 3), np.uint8)
-            draw_tiles(tiles, self._read, mosaic_hw, mosaic, (0, 0))
+            draw_tiles(tiles, reader, mosaic_hw, mosaic, (0, 0))
+            objects = self._objects_on(tiles, reader, mosaic_hw)
             objects = copy_paste(mosaic, objects, self._hyp.copy_paste, random)
             draw_warped([Tile(0, mosaic_hw, 0, 0)], lambda _: mosaic, mosaic_hw, warp, canvas)
         else:
-            draw_warped(tiles, self._read, mosaic_hw, warp, canvas)
+            draw_warped(tiles, reader, mosaic_hw, warp, canvas)
+            objects = self._objects_on(tiles, reader, mosaic_hw)
         return warp_objects(objects, warp)
 
     def _draw_single(self, index: int, random: np.random.Generator, canvas: Canvas) -> Objects:
         """Draw a letterboxed picture, warped."""
         canvas_hw = self.canvas_hw(index)
-        tile = self._centred(index, canvas_hw)
+        tile, reader = self._centred(index, canvas_hw), _Reader(self._store)
         warp = draw_warp(self._hyp, canvas_hw, canvas_hw, random)
-        draw_warped([tile], self._read, canvas_hw, warp, canvas)
-        return warp_objects(self._letterboxed_objects(tile, canvas_hw), warp)
+        draw_warped([tile], reader, canvas_hw, warp, canvas)
+        return warp_objects(self._letterboxed_objects(tile, reader, canvas_hw), warp)
 
     def _draw_plain(self, index: int, canvas: Canvas) -> Objects:
         """Draw a letterboxed picture as it is."""
         canvas_hw = self.canvas_hw(index)
-        tile = self._centred(index, canvas_hw)
-        draw_tiles([tile], self._read, canvas_hw, canvas, (0, 0))
-        return self._letterboxed_objects(tile, canvas_hw)
+        tile, reader = self._centred(index, canvas_hw), _Reader(self._store)
+        draw_tiles([tile], reader, canvas_hw, canvas, (0, 0))
+        return self._letterboxed_objects(tile, reader, canvas_hw)
 
     def _centred(self, index: int, canvas_hw: Hw) -> Tile:
         """Put a picture in the middle; of an odd border the smaller half goes left and on top."""
         height, width = self._store.hw(index)
         return Tile(index, (height, width), (canvas_hw[1] - width) // 2, (canvas_hw[0] - height) // 2)
 
-    def _read(self, index: int) -> Canvas:
-        pixels = self._store.read(index)
-        return np.full((*self._store.hw(index), 3), GREY, np.uint8) if pixels is None else pixels
+    def _objects_on(self, tiles: Sequence[Tile], reader: _Reader, canvas_hw: Hw) -> Objects:
+        """Give the pictures' objects where their tiles lie, cut off at the canvas; none of those that weren't read."""
+        parts = []
+        for tile in tiles:
+            if tile.index not in reader.lost:
+                height, width = self.table.sizes_hw[tile.index].tolist()
+                factor_xy = tile.hw[1] / width, tile.hw[0] / height
+                parts.append(objects_of(self.table, tile.index).stretched(factor_xy, (tile.left, tile.top)))
+        return join(parts).clipped(0, 0, canvas_hw[1], canvas_hw[0])
 
-    def _objects_on(self, tile: Tile, canvas_hw: Hw) -> Objects:
-        """Give a picture's objects where its tile lies, cut off at the canvas."""
-        height, width = self.table.sizes_hw[tile.index].tolist()
-        factor_xy = tile.hw[1] / width, tile.hw[0] / height
-        placed = objects_of(self.table, tile.index).stretched(factor_xy, (tile.left, tile.top))
-        return placed.clipped(0, 0, canvas_hw[1], canvas_hw[0])
-
-    def _letterboxed_objects(self, tile: Tile, canvas_hw: Hw) -> Objects:
+    def _letterboxed_objects(self, tile: Tile, reader: _Reader, canvas_hw: Hw) -> Objects:
         """Give a centred picture's objects in validation's frame: shifted by the exact half of the border.
 
         Of an odd border whole pixels are drawn, half a pixel less (utils.rect.labels_to_input; golden's target rows).
         """
         half_border_xy = (canvas_hw[1] - tile.hw[1]) % 2 / 2, (canvas_hw[0] - tile.hw[0]) % 2 / 2
-        return self._objects_on(tile, canvas_hw).stretched((1, 1), half_border_xy)
+        return self._objects_on([tile], reader, canvas_hw).stretched((1, 1), half_border_xy)
+
+
+class _Reader:
+    """Reads the pictures of one sample; one that can't be read is grey, and `lost`."""
+
+    def __init__(self, store: PictureStore) -> None:
+        self._store = store
+        self.lost: set[int] = set()
+
+    def __call__(self, index: int) -> Canvas:
+        pixels = self._store.read(index)
+        if pixels is None:
+            self.lost.add(index)
+            return np.full((*self._store.hw(index), 3), GREY, np.uint8)
+        return pixels
 
 
 def generator(*words: int) -> np.random.Generator:
