@@ -255,7 +255,7 @@ def draw_evolution(table: Sequence[Generation], path: Path) -> Path:
     fitness = [generation.fitness for generation in table]
     rows = [hyp_as_dict(generation.hyp) for generation in table]
     figure = new_figure(15, 12)
-    grid = figure.subplots(5, 6, sharey=True)
+    grid = figure.subplots(5, 6)
     figure.subplots_adjust(0.05, 0.03, 0.99, 0.97, wspace=0.1, hspace=0.4)
     keys = [key for key in META if any(key in row for row in rows)]
     for axes in grid.flat[len(keys) :]:
@@ -265,8 +265,9 @@ def draw_evolution(table: Sequence[Generation], path: Path) -> Path:
         axes.scatter(values, fitness, c=range(len(table)), cmap="Blues", vmin=-0.5 * len(table), s=14, alpha=0.8)
         axes.plot(values[best], fitness[best], marker="+", color="#d9480f", markersize=14, markeredgewidth=2)
         axes.set_title(f"{key} = {values[best]:.4g}", fontsize=10)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=7, labelleft=axes in grid[:, 0])  # heights are the same in all
         axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.grid(color="0.93")
         axes.set_axisbelow(True)
     figure.supylabel("fitness", x=0.008, fontsize=11)

@@ -206,11 +206,11 @@ def test_the_figure_marks_the_fittest_at_its_values(tmp_path: Path) -> None:
     log = EvolveLog(tmp_path)
     low, high = Hyp(lr0=0.001, anchors=3.0), replace(Hyp(), lr0=0.1)
     marks = []
-    for one in (generation(0.2, low), generation(0.4, high), generation(0.6, low)):
+    for one in (generation(0.4, high), generation(0.6, low)):
         log.record(one)
         log.draw()
         picture: Any = cv2.imread(str(tmp_path / "evolve.png"))
         panel = picture[:330, :450, ::-1].astype(int)  # lr0
         marks.append(np.argwhere(np.abs(panel - (217, 72, 15)).max(axis=2) < 20).mean(axis=0))
     assert picture.shape == (1800, 2250, 3)
-    assert marks[2][1] < marks[0][1] < marks[1][1]  # at the left, alone in the middle, at the right
+    assert marks[1][1] < marks[0][1] - 50  # alone in the middle, then the lower of two at the left
