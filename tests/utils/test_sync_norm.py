@@ -56,7 +56,7 @@ def small_net() -> nn.Sequential:
 
 
 def small_images() -> Tensor:
-    return torch.randn(PICTURES, 3, 9, 7, generator=torch.Generator().manual_seed(1)) * 3 + 5
+    return torch.randn(PICTURES, 3, 9, 7, generator=torch.Generator().manual_seed(1)) * 3 + 20
 
 
 def as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
