@@ -23,6 +23,7 @@ LOGGER = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 DATA_FILE = "data.yaml"  # of the task, in /out
+LAST_FILE = "last.pt"
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class TrainTask:
     class_names: tuple[str, ...]
     export_format: str  # of the annotations, such as voc:raw; "": they tell it themselves
     opset: int  # of the ONNX file
-    saved_file_patterns: tuple[str, ...]  # regular expressions: more files of /out/models to list
+    saved_file_patterns: str  # regular expressions with commas between: more files of /out/models to list
     evolve: Optional[int] = None  # generations of a search for hyperparameters
-    resume_from: Optional[Path] = None  # a last.pt or the folder of one; None: that in /out/models
+    resume_from: Optional[Path] = None  # a last.pt; None: that in /out/models
     plots: bool = True
 
     @property
@@ -73,7 +74,7 @@ def train_config(task: TaskConfig) -> TrainTask:
         class_names=params.class_names,
         export_format=export_format,
         opset=params.opset,
-        saved_file_patterns=tuple(filter(None, (text.strip() for text in params.ymir_saved_file_patterns.split(",")))),
+        saved_file_patterns=params.ymir_saved_file_patterns,
         evolve=options.evolve,
         resume_from=_resume_path(task, options),
         plots=options.plots,
@@ -181,7 +182,10 @@ def _resume_path(task: TaskConfig, options: TrainOptions) -> Optional[Path]:
         raise ConfigError(
             f"args_options: --resume: got {brief(text)}, need a file in {models_dir} or under /in (config.yaml)"
         )
-    return path
+    last = path / LAST_FILE if os.path.isdir(path) else path  # noqa: PTH112  # Path's own raises on long names
+    if not os.path.isfile(last):  # noqa: PTH113
+        raise WeightsError(f"args_options: --resume: got {brief(text)}, there is no file {last} (config.yaml)")
+    return last
 
 
 def _told(read: Callable[[], Result], where: str = "args_options: ") -> Result:

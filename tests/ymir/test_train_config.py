@@ -48,7 +48,7 @@ def test_a_task_without_keys_is_told_the_templates_values(told: Told) -> None:
     )
     assert (task.class_names, task.export_format, task.opset) == (("cat", "dog"), "", 11)
     assert (task.save_best_only, task.evolve, task.resume_from, task.plots) == (True, None, None, True)
-    assert task.saved_file_patterns == ()
+    assert task.saved_file_patterns == ""
 
 
 def test_every_key_arrives(told: Told) -> None:
@@ -63,7 +63,7 @@ def test_every_key_arrives(told: Told) -> None:
         activation="ReLU", nominal_batch=32, seed=5, precision="bf16", resume="never", device="0,1",
         pictures=PictureSettings(decode="fast", max_pixels=1_000_000),
     )  # fmt: skip
-    assert (task.export_format, task.opset, task.saved_file_patterns) == ("voc:raw", 13, (r".*\.csv", "hyp.*"))
+    assert (task.export_format, task.opset, task.saved_file_patterns) == ("voc:raw", 13, r".*\.csv, hyp.*")
     assert (task.save_best_only, task.save_period) == (False, 3)
 
 
@@ -133,10 +133,19 @@ def test_files_under_in_may_be_named(told: Told, task_dirs: Task) -> None:
 
 
 def test_a_run_to_go_on_with_lies_in_out_or_in(told: Told, task_dirs: Task) -> None:
+    for folder in (task_dirs.in_dir / "models", task_dirs.out_dir / "models"):
+        folder.mkdir(exist_ok=True)
+        (folder / "last.pt").write_bytes(b"x")
     task = told(args_options="--resume /out/models/last.pt")
     assert (task.resume_from, task.config.resume) == (task_dirs.out_dir / "models/last.pt", "must")
     assert told(args_options="--resume /in/models/last.pt").resume_from == task_dirs.in_dir / "models/last.pt"
+    assert told(args_options="--resume /in/models").resume_from == task_dirs.in_dir / "models/last.pt"
     assert told(args_options="--resume").resume_from is None
+
+
+def test_a_run_to_go_on_with_that_is_not_there_is_told(told: Told) -> None:
+    with pytest.raises(WeightsError, match=r"args_options: --resume: got '/in/models', there is no file .*/last\.pt"):
+        told(args_options="--resume /in/models")
 
 
 # wrong values
