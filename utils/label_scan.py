@@ -87,6 +87,7 @@ def scan_labels(
     scan, kept = _scan(labelled, pictures, workers, progress.part(0.1 if cache else 0, 1))
     if cache is not None:
         _write_cache(cache, scan, kept, digest)
+    progress.at(1)
     return scan
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -73,6 +73,10 @@ class LabelTable:
             )
 
         return LabelledSet(self.names, self.shots, labels_of)
+
+    def as_one_class(self, name: str) -> LabelTable:
+        """Give the same table with all boxes of one class (--single-cls); arrays are shared."""
+        return replace(self, names=(name,), class_ids=np.zeros_like(self.class_ids))
 
     def inconsistency(self) -> Optional[str]:
         """Say what in the arrays contradicts the class's description, None where nothing does."""

@@ -14,6 +14,7 @@ from utils.augment import Canvas, Hw, Warp, warp_pixels
 from utils.letterbox import GREY
 
 TILES = (4, 9)
+MOST_WINDOW = 4  # a window this many times as large as the output is cut out and resized, a larger one warped
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def draw_warped(tiles: Sequence[Tile], read: Callable[[int], Canvas], canvas_hw:
     only enlarges and moves has a window of whole pixels (utils.augment.draw_warp): that is resized.
     """
     left, top, right, bottom = warp.window()
-    if warp.is_upright:
+    if warp.is_upright and (right - left) * (bottom - top) < (MOST_WINDOW + 0.5) * out.shape[0] * out.shape[1]:
         origin_xy = round(left), round(top)
         part_hw = round(bottom) - origin_xy[1], round(right) - origin_xy[0]
         part = out if part_hw == out.shape[:2] else np.empty((*part_hw, 3), np.uint8)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import colorsys
 import dataclasses
 import math
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -52,6 +54,20 @@ hyps = st.builds(
 
 def generator(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
+
+
+class FirstOf(np.random.Generator):
+    """A generator whose uniform numbers all lie at one place of their range."""
+
+    def __new__(cls, place: float) -> FirstOf:
+        return super().__new__(cls)
+
+    def __init__(self, place: float) -> None:
+        super().__init__(np.random.PCG64(0))
+        self._place = place
+
+    def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
+        return low + self._place * (high - low)
 
 
 def photo(path: Path, side: int = SIDE) -> Canvas:
@@ -191,6 +207,16 @@ def test_a_turn_by_a_right_angle_is_as_worked_by_hand() -> None:
     assert objects.boxes.tolist() == [[20, 70, 60, 90]]
     canvas = with_rectangle((100, 100), (10, 20, 30, 60))
     assert hull_of_red(warped(canvas, quarter)) == [20, 70, 60, 90]
+
+
+def test_a_tiny_scale_needs_no_large_memory() -> None:
+    warp = draw_warp(Hyp(scale=1.0, translate=0), (SIDE, SIDE), (SIDE, SIDE), FirstOf(0.0))
+    assert warp.matrix[0, 0] < 0.01
+    tracemalloc.start()
+    out = warped(np.zeros((SIDE, SIDE, 3), np.uint8), warp)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20 and (out == 114).mean() > 0.99
 
 
 def test_a_horizon_in_sight_shows_no_box_on_the_wrong_side() -> None:

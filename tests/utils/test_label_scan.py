@@ -407,6 +407,14 @@ def test_the_tables_own_set_gives_its_labels(folder: Path) -> None:
         np.testing.assert_array_equal(getattr(again, name), getattr(table, name))
 
 
+def test_all_boxes_may_become_one_class(folder: Path) -> None:
+    table = scan(labelled_of(folder)).table
+    single = table.as_one_class("item")
+    assert single.names == ("item",) and single.inconsistency() is None
+    assert len(set(table.class_ids.tolist())) > 1 and set(single.class_ids.tolist()) == {0}
+    assert single.boxes_px is table.boxes_px
+
+
 def test_arrays_are_read_only(folder: Path, tmp_path: Path) -> None:
     for _ in range(2):
         table = scan(labelled_of(folder), tmp_path / "train.cache").table
