@@ -365,9 +365,19 @@ class DetectionModel(nn.Module):
         images: (B, 3, H, W) in 0..1, RGB, sides multiples of the largest stride.
         returns: for each level (B, na * (5 + nc), H / stride, W / stride), before the sigmoid.
         """
+        maps: list[Tensor] = self._run(images, len(self.model))
+        return maps
+
+    def features(self, images: Tensor) -> Tensor:
+        """Give the map of the backbone's last row, (B, C, H, W) of its own stride; images as of `forward`."""
+        features: Tensor = self._run(images, self.feature_layer + 1)
+        return features
+
+    def _run(self, images: Tensor, layers: int) -> Any:
+        """Give what the first so many layers make of pictures."""
         kept: dict[int, Tensor] = {}
         x: Any = images
-        for number, layer in enumerate(self.model):
+        for number, layer in enumerate(self.model[:layers]):
             source: Any = layer.f
             if source != -1:
                 x = (
@@ -378,8 +388,7 @@ class DetectionModel(nn.Module):
             x = layer(x)
             if number in self.save:
                 kept[number] = x
-        maps: list[Tensor] = x
-        return maps
+        return x
 
 
 def _absolute(index: int, number: int) -> int:

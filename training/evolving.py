@@ -56,7 +56,8 @@ def _train_generation(job: TrainJob, hyp: Hyp, work: Path, hooks: Hooks) -> FitR
     shutil.rmtree(work, ignore_errors=True)
     config = replace(job.config, hyp=hyp, validate=False, save=False, resume="never", save_period=-1)
     folders = TrainFolders(job.folders.root, work, work)
-    one = replace(job, config=config, folders=folders, draws=False, on_begin=None, on_checkpoint=None, resume_from=None)
+    one = replace(job, config=config, folders=folders, draws=False, on_begin=None, on_checkpoint=None, on_file=None)
+    one = replace(one, resume_from=None)
     try:
         return train(one, hooks)
     except NotFiniteError as error:

@@ -7,11 +7,12 @@ from typing import Optional
 
 from models.checkpoint import read_checkpoint
 from models.detector import build_model
-from training.job import Hooks
 from training.run import Run
 from training.saver import BEST
+from training.statistics import write_mining_stats
 from training.validation import Validated
 from utils.plots import write_confusion, write_curves
+from utils.progress import Progress
 from utils.train_log import write_results
 from utils.watchers import BatchPictures
 from val import table
@@ -19,7 +20,7 @@ from val import table
 LOGGER = logging.getLogger("train")
 
 
-def finish(run: Run, hooks: Hooks) -> Optional[Validated]:
+def finish(run: Run, progress: Progress) -> Optional[Validated]:
     """Validate best.pt, and write its curves, its confusion matrix, its drawn batches and results.png.
 
     Done on one rank, while the others may already have ended. Gives None where there is nothing to validate on.
@@ -32,12 +33,15 @@ def finish(run: Run, hooks: Hooks) -> Optional[Validated]:
     if run.validator is not None and best.is_file():
         names = run.training_set.table.names
         drawing = [BatchPictures(logs, names)] if run.job.draws else []
-        validated = run.validator.alone()(build_model(read_checkpoint(best)), hooks.progress, drawing)
+        validated = run.validator.alone()(build_model(read_checkpoint(best)), progress.part(0, 0.5), drawing)
         for line in table(validated.evaluation.metrics).splitlines():
             LOGGER.info("%s", line)
         if run.job.draws:
             write_curves(validated.evaluation.metrics, logs)
             write_confusion(validated.evaluation.confusion, names, logs)
+    if run.job.on_file is not None and best.is_file():
+        metrics = None if validated is None else validated.evaluation.metrics
+        run.job.on_file(write_mining_stats(run, metrics, progress.part(0.5, 1)))
     if run.log is not None:
         if run.job.draws:
             run.log.add_pictures(sorted(logs.glob("val_batch*.jpg")), run.training.position.epoch)

@@ -38,7 +38,8 @@ class TrainJob:
 
     open_data: gives the data set; called in each process. task: what a run to resume must be of. about: kept in
     last.pt for who resumes it. on_begin: called on rank 0 where training starts anew. on_checkpoint: told there when an
-    epoch's files are whole. epoch_file: name of an epoch's own file below the weights' folder.
+    epoch's files are whole. on_file: told at the end of a further file in the weights' folder, for mining (None: none is
+    made). epoch_file: name of an epoch's own file below that folder.
     """
 
     config: TrainConfig
@@ -49,6 +50,7 @@ class TrainJob:
     draws: bool = True
     on_begin: Optional[Callable[[], None]] = None
     on_checkpoint: Optional[OnCheckpoint] = None
+    on_file: Optional[Callable[[str], None]] = None
     epoch_file: str = "epoch{epoch}.pt"
     resume_from: Optional[Path] = None  # None: the folder's own last.pt
 

@@ -51,7 +51,7 @@ def fit(job: TrainJob, world: World, hooks: Hooks) -> FitResult:
         train_epochs(run, replace(hooks, progress=progress.part(BUILT, TRAINED)))
     if world.rank != 0:
         return run.last
-    validated = finish(run, replace(hooks, progress=progress.part(TRAINED, 1)))
+    validated = finish(run, progress.part(TRAINED, 1))
     return run.last if validated is None else result_of(run.training.position.epoch, validated)
 
 
@@ -75,7 +75,7 @@ def make_run(job: TrainJob, scans: Scans, machine: Machine, progress: Progress) 
             pictures=config.pictures,
         )
         validator = Validator(scans.val.table, settings, lambda maps, rows: loss(maps, rows).parts, machine)
-    run = Run(job, config, world, training, training_set, store, loader, validator)
+    run = Run(job, config, world, machine.device, training, training_set, store, loader, validator)
     if resumed is not None:
         run.load(resumed)
     elif world.rank == 0 and job.on_begin is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import numpy as np
+import torch
 
 from models.resume import ResumeState
 from training.building import training_side
@@ -48,6 +49,7 @@ class Run:
     job: TrainJob
     config: TrainConfig
     world: World
+    device: torch.device
     training: Training
     training_set: TrainingSet
     store: PictureStore
@@ -252,8 +254,6 @@ def result_of(epochs: int, validated: Validated) -> FitResult:
 
 def memory_gb() -> float:
     """Give the most memory that this process has had, or on a GPU the most that torch held, in GB."""
-    import torch
-
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_reserved()) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

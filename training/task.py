@@ -120,6 +120,7 @@ def make_job(task: TaskConfig, told: TrainTask) -> TrainJob:
         draws=told.plots,
         on_begin=writer.clear,
         on_checkpoint=writer,
+        on_file=writer.add_file,
         epoch_file=f"{EPOCH_STAGE}/epoch{{epoch}}.pt",
         resume_from=told.resume_from,
     )

@@ -21,8 +21,9 @@ from utils.files import read_bytes, write_whole
 
 FILE_NAME = "mining_stats.safetensors"
 VERSION = "1"
-MAX_BYTES = 64 << 20  # 4096 features of yolov5x6 have 21 MB
+MAX_BYTES = 64 << 20  # 4096 features of yolov5x6 have 10 MB
 MAX_FEATURES = 4096
+FEATURE_UNIT = 4000  # of a unit vector: every product of two is a whole number that fp32 holds exactly
 
 _MAX_CLASSES, _MAX_NAME, _MAX_DIGEST = 10_000, 200, 500
 _MAX_COUNT = 1 << 53
@@ -40,7 +41,7 @@ class MiningStats:
     pictures_per_class: npt.NDArray[np.int64]  # (C,) with at least one box of the class
     boxes_per_class: npt.NDArray[np.int64]  # (C,)
     ap_per_class: npt.NDArray[np.float64]  # (C,) COCO 0.5:0.95 of the validation, 0..1; NaN: unknown
-    features: npt.NDArray[Any]  # (K, D) float16 or float32; K may be 0
+    features: npt.NDArray[np.int16]  # (K, D), FEATURE_UNIT times unit vectors; K may be 0
     seed: int
     digest: str
 
@@ -103,10 +104,10 @@ def _wrong(stats: MiningStats) -> Optional[str]:
     if ap.dtype != np.float64 or ap.shape != (classes,) or not ((ap >= 0) & (ap <= 1) | np.isnan(ap)).all():
         return f"ap_per_class: need {classes} numbers in 0..1, or NaN where it is unknown"
     features = stats.features
-    if features.dtype not in (np.float16, np.float32) or features.ndim != 2 or len(features) > MAX_FEATURES:
-        return f"features: need at most {MAX_FEATURES} rows of float16 or float32"
-    if not np.isfinite(features).all():
-        return "features: holds a NaN or an infinite number"
+    if features.dtype != np.int16 or features.ndim != 2 or len(features) > MAX_FEATURES:
+        return f"features: need at most {MAX_FEATURES} rows of int16"
+    if ((features > FEATURE_UNIT) | (features < -FEATURE_UNIT)).any():
+        return f"features: need numbers from {-FEATURE_UNIT} to {FEATURE_UNIT}"
     if len(stats.digest) > _MAX_DIGEST or not stats.digest.isprintable():
         return f"digest: need at most {_MAX_DIGEST} printable letters"
     return None
