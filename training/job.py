@@ -37,9 +37,9 @@ class TrainJob:
     """One training, as each of its ranks is given it; a rank's process gets a pickled copy.
 
     open_data: gives the data set; called in each process. task: what a run to resume must be of. about: kept in
-    last.pt for who resumes it. on_begin: called on rank 0 where training starts anew. on_checkpoint: told there when an
-    epoch's files are whole. on_file: told at the end of a further file in the weights' folder, for mining (None: none is
-    made). epoch_file: name of an epoch's own file below that folder.
+    last.pt for who resumes it. on_begin: called on rank 0 where training starts anew. on_checkpoint: told there when
+    an epoch's files are whole. on_file: told at the end of a further file in the weights' folder, for mining (None:
+    none is made). epoch_file: name of an epoch's own file below that folder.
     """
 
     config: TrainConfig

@@ -18,7 +18,7 @@ from training.resuming import about_run
 from training.saver import BEST, Saver
 from training.state import Training
 from training.validation import Validated, Validator
-from utils.distributed import World
+from utils.distributed import World, gather_objects
 from utils.errors import StoppedError
 from utils.hyp import hyp_as_dict
 from utils.metrics import Metrics
@@ -142,7 +142,8 @@ class Run:
     def finish_epoch(self, validated: Optional[Validated], pictures_per_s: float) -> None:
         """Take in an epoch's figures, write its files, and begin the next: its own file, best.pt, last.pt, in turn."""
         training, epoch = self.training, self.training.position.epoch
-        losses = training.means.values()
+        # Each rank knows the mean over its own share.
+        losses = mean_of(gather_objects(training.means.values()))
         metrics = None
         is_best = False
         if validated is not None:
@@ -229,6 +230,12 @@ class Run:
             self.class_maps = np.array(maps, np.float64)
         epoch, batch = self.training.position.epoch, self.training.position.batch
         LOGGER.info("going on after epoch %d, batch %d of %d", epoch, batch, self.batch_count)
+
+
+def mean_of(losses: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """Give the mean over ranks of box, objectness and class loss."""
+    box, objectness, classes = (sum(values) / len(losses) for values in zip(*losses))
+    return box, objectness, classes
 
 
 def class_maps(metrics: Metrics, class_count: int) -> Any:

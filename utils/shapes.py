@@ -27,6 +27,7 @@ Window = tuple[slice, slice]  # rows, columns
 Contours = tuple[npt.NDArray[np.float64], ...]  # each (K, 2) x, y; what lies in an even number of them is outside
 
 LEAST_SIDE = 64  # px, of a picture
+LEAST_LONGER_SIDE = 86  # px, of a data set, whose pictures are up to 3:4
 LEAST_BOX_SIDE = 24  # px
 RADIUS_SHARES = (0.1, 0.24)  # of the picture's shorter side
 LEAST_RADIUS = 16.5  # px; a triangle's box is at least 1.5 of them high and wide
@@ -175,10 +176,12 @@ def write_shapes(folder: Path, count: int, seed: int = 0, side: int = 320) -> Pa
 
     images/train and images/val with labels beside them, images/pool without; about 6 % of the pictures are empty. side:
     px of the longer one. The same arguments give the same bytes. Raises ConfigError for a folder that holds something,
-    a count below 3 and a side below 86.
+    a count below 3 and a side below 86, before anything is written.
     """
     if count < len(SPLITS) + 1:
         raise ConfigError(f"count: got {count}, need at least {len(SPLITS) + 1} pictures, one for each split")
+    if side < LEAST_LONGER_SIDE:
+        raise ConfigError(f"side: got {side}, need at least {LEAST_LONGER_SIDE} px for the longer one")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: holds something; name a new folder, or empty it")
     for index, split in enumerate(_splits(count)):

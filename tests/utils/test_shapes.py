@@ -170,8 +170,11 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_the_smallest_data_set_has_one_picture_of_each_split(tmp_path: Path) -> None:
-    write_shapes(tmp_path / "three", 3, side=96)
+    write_shapes(tmp_path / "three", 3, side=86)
     found = sorted(path.parent.name for path in (tmp_path / "three/images").rglob("*.jpg"))
     assert found == ["pool", "train", "val"]
     with pytest.raises(ConfigError, match="count: got 2"):
         write_shapes(tmp_path / "two", 2)
+    with pytest.raises(ConfigError, match="side: got 85"):
+        write_shapes(tmp_path / "two", 3, side=85)
+    assert not (tmp_path / "two").exists()
