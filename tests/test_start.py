@@ -279,7 +279,6 @@ WRONG: dict[str, tuple[Change, int, str]] = {
     "env bomb": (write("env.yaml", YAML_BOMB), 300001, "env.yaml"),
     "env python tag": (write("env.yaml", b"!!python/object/apply:os.system ['touch x']\n"), 300001, "env.yaml"),
     "env without a task": (env(run_mining=False, run_infer=False), 300001, "run_mining"),
-    "env asks for training": (env(run_training=True), 300001, "run_training"),
     "results over the input": (output(infer_result_file="/in/candidate-index.tsv"), 300001, "output.infer_result_file"),
     "monitor elsewhere": (output(monitor_file="/tmp/ymir-was-here"), 300001, "output.monitor_file"),
     "results above /out": (output(mining_result_file="/out/../x.tsv"), 300001, "output.mining_result_file"),
