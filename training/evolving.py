@@ -47,6 +47,8 @@ def evolve(job: TrainJob, generations: int, hooks: Hooks) -> None:
         )
         if is_best:
             _keep(job, work, result, is_over=number + 1 == generations)
+        if is_best or number + 1 == generations:
+            log.draw()
         shutil.rmtree(work, ignore_errors=True)
         part.at(1)
 
