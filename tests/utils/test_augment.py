@@ -34,7 +34,7 @@ from utils.augment import (
     warp_pixels,
 )
 from utils.hyp import Hyp
-from utils.mosaic import Tile, draw_tiles, draw_warped, place_four, place_nine
+from utils.mosaic import Tile, draw_tiles, draw_warped, place_four
 from utils.pictures import read_picture
 from utils.settings import PictureSettings
 
@@ -363,42 +363,3 @@ def test_mixup_shares_follow_a_beta_distribution() -> None:
         shares.append(canvas[0, 0, 0] / 255)
     # Beta(32, 32): mean 1/2, variance 1 / (4 x 65).
     assert abs(np.mean(shares) - 0.5) < 0.01 and abs(np.var(shares) * 260 - 1) < 0.25
-
-
-# ---- mosaics ----
-
-
-@given(seed=seeds, sizes=st.lists(st.tuples(st.integers(1, SIDE), st.integers(1, SIDE)), min_size=4, max_size=4))
-def test_four_tiles_meet_at_a_centre(seed: int, sizes: list[tuple[int, int]]) -> None:
-    first, second, third, fourth = place_four(range(4), sizes.__getitem__, SIDE, generator(seed))
-    x, y = fourth.left, fourth.top
-    assert SIDE / 2 <= x <= 3 * SIDE / 2 and SIDE / 2 <= y <= 3 * SIDE / 2
-    assert (first.left + first.hw[1], first.top + first.hw[0]) == (x, y)
-    assert (second.left, second.top + second.hw[0]) == (x, y)
-    assert (third.left + third.hw[1], third.top) == (x, y)
-
-
-@given(seed=seeds, sizes=st.lists(st.tuples(st.integers(1, SIDE), st.integers(1, SIDE)), min_size=9, max_size=9))
-def test_nine_tiles_hide_nothing_of_each_other(seed: int, sizes: list[tuple[int, int]]) -> None:
-    tiles = place_nine(range(9), sizes.__getitem__, SIDE, generator(seed))
-    count = np.zeros((5 * SIDE, 5 * SIDE), int)
-    for tile in tiles:
-        top, left = tile.top + SIDE, tile.left + SIDE
-        assert top >= 0 and left >= 0
-        count[top : top + tile.hw[0], left : left + tile.hw[1]] += 1
-    assert count.max() == 1 and count.sum() == sum(height * width for height, width in sizes)
-
-
-def test_only_pictures_that_are_seen_are_read() -> None:
-    read: list[int] = []
-
-    def give(index: int) -> Canvas:
-        read.append(index)
-        return np.full((SIDE, SIDE, 3), index, np.uint8)
-
-    tiles = [Tile(1, (SIDE, SIDE), 0, 0), Tile(2, (SIDE, SIDE), SIDE, 0)]
-    out = np.empty((10, 10, 3), np.uint8)
-    draw_warped(
-        tiles, give, (SIDE, 2 * SIDE), Warp(np.array([[1.0, 0, -5], [0, 1, -5], [0, 0, 1]]), 1.0, (10, 10)), out
-    )
-    assert read == [1] and (out == 1).all()
