@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,8 @@ from utils.labels import READERS, Labels, LabelSource, PictureFile, detect_forma
 from utils.training_data import TrainingData
 from ymir.config import TaskConfig
 from ymir.index import Pair, PairIndex, training_index, validation_index
+
+LOGGER = logging.getLogger(__name__)
 
 LOOKED_AT = 100  # annotations that may tell their format, where export_format isn't given
 
@@ -40,6 +43,11 @@ def _labelled(index: PairIndex, export_format: str, names: tuple[str, ...]) -> L
     kind = annotation_format(export_format, pairs)
     read, source, is_shared = READERS[kind], LabelSource(names), kind == "coco"
     annotations = [_annotation_of(pair, kind) for pair in pairs]
+    if is_shared:
+        for path in sorted({annotation for annotation in annotations if annotation is not None}):
+            source.coco_index(path)
+        for fault in source.shared_faults():  # of no picture, so no picture's labels tell of them
+            LOGGER.info("%s: %d; first: %s", fault.kind, fault.count, fault.example)
 
     def annotation_of(shot: Shot) -> Path:
         return annotations[shot.index] or shot.path
