@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from models.yolo import DetectionModel, parse_spec
 from utils.batches import Batch, Canvas, Item
 from utils.detections import Detections
 from utils.errors import ConfigError, DeviceError, DeviceMemoryError, NoDeviceError, WeightsError
+from utils.machine import usable_cpus
 from utils.nms import select_boxes
 from utils.passes import CPU_NAMES, CPU_PASS
 from utils.settings import EngineSettings, NmsSettings
@@ -107,7 +107,7 @@ def cpu_has_bf16() -> bool:
 
 def set_threads(wanted: int, ranks: int = 1) -> int:
     """Tell torch how many threads this process may use: `wanted`, or cores / ranks if 0. Gives the number."""
-    threads = wanted or max(1, (os.cpu_count() or 1) // ranks)
+    threads = wanted or max(1, usable_cpus() // ranks)
     torch.set_num_threads(threads)
     return threads
 

@@ -25,6 +25,7 @@ from utils.distributed import World, all_sum
 from utils.errors import ConfigError, WeightsError
 from utils.label_table import LabelTable
 from utils.loss import DetectionLoss, HeadShape, LossSettings, make_loss
+from utils.machine import count_cpus
 from utils.optim import (
     EarlyStop,
     Ema,
@@ -67,7 +68,7 @@ def choose_machine(config: TrainConfig, world: World) -> Machine:
     if world.rank == 0:
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {threads} threads"
         ranks = f" on each of {world.size} ranks" if world.size > 1 else ""
-        LOGGER.info("training in %s on %s%s", precision, where, ranks)
+        LOGGER.info("training in %s on %s%s; %s", precision, where, ranks, count_cpus())
     return Machine(device, precision, world)
 
 

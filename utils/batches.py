@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from utils.errors import ImageError
 from utils.letterbox import LETTERBOXES, Letterbox
+from utils.machine import usable_cpus
 from utils.pictures import read_picture, read_picture_hw
 from utils.progress import Progress
 from utils.settings import LoaderSettings
@@ -190,7 +190,7 @@ class BatchReader(Generic[Item]):
         self._progress = progress or Progress()
         self._total = total
         self._finished = 0  # items that were handed out and worked on, or set aside
-        workers = min(settings.workers, os.cpu_count() or 1)
+        workers = min(settings.workers, usable_cpus())
         # OpenCV would start a team of its own inside each of our threads.
         cv2.setNumThreads(0)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None

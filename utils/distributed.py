@@ -30,6 +30,7 @@ from torch import Tensor
 
 from utils import errors
 from utils.errors import ConfigError, DeviceError, DeviceMemoryError, ExecutorError
+from utils.machine import usable_cpus
 
 Value = TypeVar("Value")
 Send = Callable[[Any], None]
@@ -233,7 +234,7 @@ def _start(function: Callable[..., None], argument: Any, worlds: Sequence[World]
 def _environment_of_ranks(size: int) -> Iterator[None]:
     """Settle, while ranks are started, what their torch reads when it loads; afterwards all is as it was."""
     wanted = {
-        "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // size, 1)),
+        "OMP_NUM_THREADS": str(max(usable_cpus() // size, 1)),
         # They are all here: what they say to each other needs no network, and no name of this machine.
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "lo",

@@ -23,6 +23,7 @@ from utils.files import read_bytes, write_whole
 from utils.label_table import LabelTable, TableBuilder
 from utils.labelled import LabelledSet
 from utils.labels import Fault, FaultLog, Labels
+from utils.machine import usable_cpus
 from utils.pictures import read_picture_hw
 from utils.progress import Progress
 from utils.settings import PictureSettings
@@ -76,7 +77,7 @@ def scan_labels(
     """
     if labelled.annotation_of is None:
         cache = None
-    workers = max(min(workers, os.cpu_count() or 1), 1)
+    workers = max(min(workers, usable_cpus()), 1)
     digest = ""
     if cache is not None:
         digest = content_key(labelled, pictures, workers, key, progress.part(0, 0.1))

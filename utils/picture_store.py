@@ -19,6 +19,7 @@ from utils.batches import Tally
 from utils.errors import ImageError
 from utils.files import open_regular, replacing
 from utils.label_table import LabelTable
+from utils.machine import usable_cpus
 from utils.pictures import read_picture
 from utils.progress import Progress
 from utils.settings import PictureSettings, check_at_least, check_choice
@@ -146,7 +147,7 @@ class PictureStore:
             return end
 
         cv2.setNumThreads(0)
-        with ThreadPoolExecutor(max(min(workers, os.cpu_count() or 1), 1), thread_name_prefix="fill") as pool:
+        with ThreadPoolExecutor(max(min(workers, usable_cpus()), 1), thread_name_prefix="fill") as pool:
             for end in pool.map(work, range(0, count, CHUNK)):
                 progress.at(end / count)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn
 
 from utils.errors import ConfigError, DeviceMemoryError, ExecutorError
+from utils.machine import usable_cpus
 
 # Of glibc's mallopt: the numbers in malloc.h, and bytes.
 MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD = (-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 26)
@@ -21,7 +22,7 @@ INTERRUPTED = 130  # what a shell gives for Ctrl-C
 
 def prepare_process(log_format: str = "%(asctime)s %(levelname)s %(message)s") -> None:
     """Settle, before torch loads, what a process decides once: threads, folders for caches, logging, odd names."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cpus()))
     # Threads that wait for work would otherwise burn the core that a decoding thread needs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_memory()

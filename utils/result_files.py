@@ -24,6 +24,7 @@ from utils.boxes import clip, to_cxcywh, to_xyxy
 from utils.detections import Detections
 from utils.errors import ConfigError, ExecutorError, ImageError
 from utils.jpeg import Pixels
+from utils.machine import usable_cpus
 from utils.media import MOST_STEM_BYTES, Source
 from utils.pictures import read_picture
 from utils.plots import draw_boxes
@@ -295,7 +296,7 @@ class Workers:
     """Threads that take no more work than fits in memory, and raise what failed there where work is handed over."""
 
     def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(min(threads, os.cpu_count() or 1), thread_name_prefix="save")
+        self._pool = ThreadPoolExecutor(min(threads, usable_cpus()), thread_name_prefix="save")
         self._pending: deque[Future[None]] = deque()
         self._most_pending = 2 * threads
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from utils.errors import ConfigError
 from utils.label_table import LabelTable
+from utils.machine import usable_cpus
 from utils.training_set import TrainingSet, generator
 
 BATCHES_AHEAD = 2
@@ -101,7 +101,7 @@ class TrainLoader:
             raise ConfigError(f"batch size: got {batch_size}, need a multiple of the {world_size} processes")
         self._set = training_set
         self._batch_size = batch_size
-        self._workers = min(workers, os.cpu_count() or 1)
+        self._workers = min(workers, usable_cpus())
         self._rank, self._world_size = rank, world_size
         self._quad = quad
         self._seed = training_set.seed
