@@ -13,7 +13,6 @@ from training.statistics import write_mining_stats
 from training.validation import Validated
 from utils.plots import write_confusion, write_curves
 from utils.progress import Progress
-from utils.train_log import write_results
 from utils.watchers import BatchPictures
 from val import table
 
@@ -26,8 +25,6 @@ def finish(run: Run, progress: Progress) -> Optional[Validated]:
     Done on one rank, while the others may already have ended. Gives None where there is nothing to validate on.
     """
     logs = run.job.folders.logs
-    if run.log is not None and run.job.draws and run.log.rows:
-        write_results(run.log.rows, logs)
     validated = None
     best = run.job.folders.weights / BEST
     if run.validator is not None and best.is_file():
@@ -45,5 +42,5 @@ def finish(run: Run, progress: Progress) -> Optional[Validated]:
     if run.log is not None:
         if run.job.draws:
             run.log.add_pictures(sorted(logs.glob("val_batch*.jpg")), run.training.position.epoch)
-        run.log.close()
+        run.log.close(draws=run.job.draws)
     return validated

@@ -235,10 +235,11 @@ class TrainLog:
                 self._events.add_picture(path.stem, path.read_bytes(), epoch)
         self._events.flush()
 
-    def close(self) -> None:
-        """Close the event file and draw results.png; a second time draws it again."""
+    def close(self, draws: bool = True) -> None:
+        """Close the event file and, unless told not to, draw results.png; a second time draws it again."""
         self._events.close()
-        write_results(self._rows, self._folder)
+        if draws:
+            write_results(self._rows, self._folder)
 
     def _write_csv(self) -> None:
         write_whole(self._folder / RESULTS_CSV, results_text(self._rows).encode())
