@@ -7,9 +7,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from training.job import Checkpointed, FitResult, Hooks, TrainJob
+from training.job import BEST, Checkpointed, FitResult, Hooks, TrainJob
 from training.ranks import train
-from training.saver import BEST, writing
+from training.saver import writing
 from utils.errors import NotFiniteError
 from utils.evolve import EvolveLog, Generation, best_place, next_hyp
 from utils.hyp import Hyp

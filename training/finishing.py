@@ -7,8 +7,8 @@ from typing import Optional
 
 from models.checkpoint import read_checkpoint
 from models.detector import build_model
+from training.job import BEST
 from training.run import Run
-from training.saver import BEST
 from training.statistics import write_mining_stats
 from training.validation import Validated
 from utils.plots import write_confusion, write_curves

@@ -11,6 +11,8 @@ from utils.progress import Progress
 from utils.train_settings import TrainConfig, TrainFolders
 from utils.training_data import TrainingData
 
+LAST, BEST = "last.pt", "best.pt"  # in the weights' folder
+
 
 @dataclass(frozen=True)
 class Checkpointed:

@@ -14,8 +14,7 @@ from typing import Any, Optional
 from models.checkpoint_writer import yaml_of
 from models.resume import ResumeState, read_resume
 from models.yolo import ModelSpec
-from training.job import TrainJob
-from training.saver import LAST
+from training.job import LAST, TrainJob
 from utils.errors import ConfigError, WeightsError
 from utils.hyp import Hyp, hyp_as_dict
 from utils.settings import PictureSettings

@@ -13,9 +13,9 @@ import torch
 
 from models.resume import ResumeState
 from training.building import training_side
-from training.job import Checkpointed, FitResult, Hooks, TrainJob
+from training.job import BEST, Checkpointed, FitResult, Hooks, TrainJob
 from training.resuming import about_run
-from training.saver import BEST, Saver
+from training.saver import Saver
 from training.state import Training
 from training.validation import Validated, Validator
 from utils.distributed import World, gather_objects

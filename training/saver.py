@@ -12,9 +12,8 @@ from typing import Any
 from models.checkpoint_writer import SavedTraining, stripped, write_checkpoint, yaml_of
 from models.resume import ResumeState
 from models.yolo import DetectionModel
+from training.job import BEST, LAST
 from utils.errors import ExecutorError
-
-LAST, BEST = "last.pt", "best.pt"
 
 
 @dataclass(frozen=True)

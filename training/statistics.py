@@ -13,8 +13,9 @@ from models.checkpoint import read_checkpoint
 from models.detector import build_model, device_errors
 from models.yolo import DetectionModel
 from training.building import training_side
+from training.job import BEST
 from training.run import Run
-from training.saver import BEST, writing
+from training.saver import writing
 from utils.batches import Batch, BatchReader, Placing, Shot
 from utils.label_table import LabelTable
 from utils.labelled import ignore

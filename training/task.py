@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from training.job import Checkpointed, Hooks, TrainJob
-from training.saver import BEST, LAST
+from training.job import BEST, LAST, Checkpointed, Hooks, TrainJob
 from utils.train_settings import TrainFolders
 from ymir.config import TaskConfig
 from ymir.results import BEST_STAGE, ModelStage, matching_files, read_stages, write_stages
