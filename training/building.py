@@ -17,7 +17,7 @@ from models.yolo import DetectionModel, ModelSpec, make_model, parse_spec
 from training.autobatch import find_batch_size
 from training.data import Scans
 from training.initial import has_placeholder_anchors, initial_model, starting_spec
-from training.job import TrainJob
+from training.job import PICTURES, TrainJob
 from training.state import Training
 from training.step import Stepper
 from utils.anchors import Anchors, BoxSizes, fit_anchors
@@ -124,6 +124,14 @@ def set_anchors(model: DetectionModel, spec: ModelSpec, table: LabelTable, confi
         model.detect.anchors.copy_(torch.from_numpy(fit.anchors_px) / strides)
 
 
+def tell_of_side(config: TrainConfig, stride: int) -> None:
+    """Say that pictures are trained with at another size than asked for, where that is so."""
+    side = training_side(config.img_size, stride)
+    if side != config.img_size:
+        why = f"a multiple of the model's stride {stride}" if side > 2 * stride else f"two of its strides of {stride}"
+        LOGGER.info("img_size %d is rounded up to %d, %s", config.img_size, side, why)
+
+
 def training_side(img_size: int, stride: int) -> int:
     """Give the input's side: rounded up to the stride, and at least two cells of it."""
     return max(math.ceil(img_size / stride), 2) * stride
@@ -175,7 +183,7 @@ def build_loader(
     config = job.config
     table = scans.train.table
     side = training_side(config.img_size, stride)
-    folder = job.folders.root / "pictures.cache" if config.cache == "disk" else None
+    folder = job.folders.root / PICTURES if config.cache == "disk" else None
     store = PictureStore(table, StoreSettings(side, config.pictures, config.cache, folder))
     store.fill(config.workers, progress)
     samples = SampleSettings(side, config.seed, rect=config.rect, batch_size=config.batch_size, stride=stride)

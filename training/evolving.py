@@ -7,7 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from training.job import BEST, Checkpointed, FitResult, Hooks, TrainJob
+from training.job import BEST, PICTURES, Checkpointed, FitResult, Hooks, TrainJob
 from training.ranks import train
 from training.saver import writing
 from utils.errors import NotFiniteError
@@ -51,6 +51,7 @@ def evolve(job: TrainJob, generations: int, hooks: Hooks) -> None:
             log.draw()
         shutil.rmtree(work, ignore_errors=True)
         part.at(1)
+    shutil.rmtree(job.folders.root / PICTURES, ignore_errors=True)
 
 
 def _train_generation(job: TrainJob, hyp: Hyp, work: Path, hooks: Hooks) -> FitResult:
@@ -59,7 +60,7 @@ def _train_generation(job: TrainJob, hyp: Hyp, work: Path, hooks: Hooks) -> FitR
     config = replace(job.config, hyp=hyp, validate=False, save=False, resume="never", save_period=-1)
     folders = TrainFolders(job.folders.root, work, work)
     one = replace(job, config=config, folders=folders, draws=False, on_begin=None, on_checkpoint=None, on_file=None)
-    one = replace(one, resume_from=None)
+    one = replace(one, resume_from=None, keeps_pictures=True)
     try:
         return train(one, hooks)
     except NotFiniteError as error:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from typing import Optional
 
 from models.checkpoint import read_checkpoint
 from models.detector import build_model
-from training.job import BEST
+from training.job import BEST, PICTURES
 from training.run import Run
 from training.statistics import write_mining_stats
 from training.validation import Validated
@@ -24,6 +25,8 @@ def finish(run: Run, progress: Progress) -> Optional[Validated]:
 
     Done on one rank, while the others may already have ended. Gives None where there is nothing to validate on.
     """
+    if not run.job.keeps_pictures:
+        shutil.rmtree(run.job.folders.root / PICTURES, ignore_errors=True)
     logs = run.job.folders.logs
     validated = None
     best = run.job.folders.weights / BEST

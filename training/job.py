@@ -12,6 +12,7 @@ from utils.train_settings import TrainConfig, TrainFolders
 from utils.training_data import TrainingData
 
 LAST, BEST = "last.pt", "best.pt"  # in the weights' folder
+PICTURES = "pictures.cache"  # folder of --cache disk, below the run's; gone at the end of a training
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class TrainJob:
     on_checkpoint: Optional[OnCheckpoint] = None
     on_file: Optional[Callable[[str], None]] = None
     epoch_file: str = "epoch{epoch}.pt"
+    keeps_pictures: bool = False  # on disk, for the next training of the same ones
     resume_from: Optional[Path] = None  # None: the folder's own last.pt
 
 

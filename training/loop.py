@@ -12,6 +12,7 @@ from training.building import (
     build_network,
     build_training,
     choose_machine,
+    tell_of_side,
     training_side,
     with_found_batch_size,
 )
@@ -63,6 +64,8 @@ def make_run(job: TrainJob, scans: Scans, machine: Machine, progress: Progress) 
     config = with_found_batch_size(job.config, network, machine)
     job = replace(job, config=config)
     stride = max(network.stride)
+    if world.rank == 0:
+        tell_of_side(config, stride)
     loader, training_set, store = build_loader(job, scans, stride, world, progress)
     per_epoch = loader.batch_count(len(table) + -len(table) % world.size)
     training, loss = build_training(network, config, machine, per_epoch)
