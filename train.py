@@ -59,6 +59,8 @@ def run(argv: Sequence[str]) -> None:
     with stoppable() as should_stop, Console("train") as console:
         hooks = Hooks(Progress(console.report), should_stop)
         if options.evolve is not None:
+            if "RANK" in os.environ:
+                raise ConfigError("--evolve: can't be started by torchrun; use python train.py --device 0,1")
             from training.evolving import evolve
 
             evolve(job, options.evolve, hooks)
@@ -85,10 +87,10 @@ def new_job(options: TrainOptions) -> TrainJob:
     data = Path(options.data or DEFAULT_DATA)
     project, name = Path(options.project or DEFAULT_PROJECT), options.name or DEFAULT_NAME
     yolo_training_data(data)  # what is wrong with it is told before there is a folder
-    folder = project / name
-    if is_first_rank():
-        folder = make_run_folder(project, name, options.exist_ok or "RANK" in os.environ)
-        write_settings(config, data, folder)
+    if not is_first_rank():  # it is told the run's folder when the ranks have met, and writes nothing
+        return replace(make_job(config, data, project / name, options.plots), caches=False)
+    folder = make_run_folder(project, name, options.exist_ok)
+    write_settings(config, data, folder)
     return make_job(config, data, folder, options.plots)
 
 

@@ -37,7 +37,7 @@ def scan_sets(job: TrainJob, progress: Progress, tells: bool = True) -> Scans:
     for name, labelled in sets.items():
         chosen = as_one_class(labelled) if config.single_cls else labelled
         key = "one class" if config.single_cls else ""
-        cache = job.folders.root / f"{name}.cache"
+        cache = job.folders.root / f"{name}.cache" if job.caches else None
         scans[name] = scan_labels(chosen, config.pictures, config.workers, cache, key, parts[name])
         if tells:
             _tell(name, labelled, scans[name])

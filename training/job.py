@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional
 
+from utils.errors import StoppedError
 from utils.progress import Progress
 from utils.train_settings import TrainConfig, TrainFolders
 from utils.training_data import TrainingData
@@ -17,7 +18,7 @@ PICTURES = "pictures.cache"  # folder of --cache disk, below the run's; gone at 
 
 @dataclass(frozen=True)
 class Checkpointed:
-    """What stands on the disk after an epoch. Figures lie in 0..1.
+    """What stands on the disk after an epoch, but for its last.pt, which is written next. Figures lie in 0..1.
 
     epoch: the one just done, from 0. mean_ap, map50: of best.pt, 0 where nothing could be validated. epoch_file: where
     the epoch is also kept under its own name, with epoch_mean_ap. is_over: nothing more is trained.
@@ -42,7 +43,8 @@ class TrainJob:
     open_data: gives the data set; called in each process. task: what a run to resume must be of. about: kept in
     last.pt for who resumes it. on_begin: called on rank 0 where training starts anew. on_checkpoint: told there when
     an epoch's files are whole. on_file: told at the end of a further file in the weights' folder, for mining (None:
-    none is made). epoch_file: name of an epoch's own file below that folder.
+    none is made). epoch_file: name of an epoch's own file below that folder. caches: labels are kept in the root; False
+    on a rank that doesn't know yet where that is.
     """
 
     config: TrainConfig
@@ -56,6 +58,7 @@ class TrainJob:
     on_file: Optional[Callable[[str], None]] = None
     epoch_file: str = "epoch{epoch}.pt"
     keeps_pictures: bool = False  # on disk, for the next training of the same ones
+    caches: bool = True
     resume_from: Optional[Path] = None  # None: the folder's own last.pt
 
 
@@ -70,6 +73,19 @@ class Hooks:
 
     progress: Progress = field(default_factory=Progress)
     should_stop: Callable[[], bool] = never
+
+    def stopping(self, progress: Progress) -> Progress:
+        """Give a share of the progress whose reports end a training that is asked to stop and has nothing to save.
+
+        They raise StoppedError.
+        """
+
+        def report(fraction: float) -> None:
+            if self.should_stop():
+                raise StoppedError("training was stopped before its first batch; what was saved before is kept")
+            progress.at(fraction)
+
+        return Progress(report)
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,17 @@ import logging
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Callable
+from typing import Callable, NamedTuple, Optional
 
 import torch.distributed as dist
 from torch import Tensor
 
 from models.candidates import LossTally
-from models.detector import detector_of
+from models.detector import detector_of, device_errors
 from models.yolo import DetectionModel
 from training.building import Machine
-from utils.distributed import World, gather_objects
-from utils.errors import DeviceMemoryError
+from utils.distributed import World, from_main, gather_objects
+from utils.errors import DeviceMemoryError, StoppedError
 from utils.label_table import LabelTable
 from utils.labelled import LabelledReader
 from utils.passes import CPU_PASS, even_share
@@ -41,29 +41,43 @@ class Validated:
     losses: tuple[float, float, float]
 
 
+class _Share(NamedTuple):
+    """What one rank has done. losses: sums over its pictures, and their number. stopped: why it broke off, or None."""
+
+    compared: Optional[Comparison]
+    losses: tuple[list[float], int]
+    stopped: Optional[str]
+
+
 class Validator:
     """Validates networks on one set. loss: of raw maps and rows, without any collective.
 
-    settings: their batch_size decides the shapes of the input.
+    settings: their batch_size is a rank's; all ranks' together decides the shapes of the input, so that figures don't
+    depend on how many share the work. at_once: the most pictures of one pass, 0: no limit but the batch.
     """
 
-    def __init__(self, table: LabelTable, settings: LoaderSettings, loss: LossOf, machine: Machine) -> None:
+    def __init__(
+        self, table: LabelTable, settings: LoaderSettings, loss: LossOf, machine: Machine, at_once: int = 0
+    ) -> None:
         self._table = table
         self._settings = settings
         self._loss = loss
         self._machine = machine
         self._device, self._world = machine.device, machine.world
         pictures = min(settings.batch_size, max(len(table), 1))
-        self._chunk = even_share(pictures, CPU_PASS) if self._device.type == "cpu" else settings.batch_size
+        chunk = even_share(pictures, CPU_PASS) if self._device.type == "cpu" else settings.batch_size
+        self._chunk = min(chunk, at_once or chunk)
 
     def __call__(self, model: DetectionModel, progress: Progress, watchers: Sequence[Watcher] = ()) -> Validated:
-        """Validate a network, which stays as it is. Every rank takes part; what it gives is whole on rank 0 only.
+        """Validate a network, which stays as it is. Every rank takes part and is given the same.
 
-        Where memory runs out, fewer pictures go through at once. Raises DeviceMemoryError where one doesn't fit.
+        Where memory runs out, fewer pictures go through at once. Raises DeviceMemoryError where one doesn't fit, or
+        there are several ranks; StoppedError, on all ranks, where a watcher of one of them raised it.
         """
         while True:
             try:
-                return self._validate(model, progress, watchers)
+                with device_errors():
+                    return self._validate(model, progress, watchers)
             except DeviceMemoryError:
                 if self._chunk == 1 or self._world.size > 1:
                     raise
@@ -72,7 +86,8 @@ class Validator:
 
     def alone(self) -> Validator:
         """Give the same for one rank, without the others."""
-        return Validator(self._table, self._settings, self._loss, replace(self._machine, world=World()))
+        settings = replace(self._settings, batch_size=self._settings.batch_size * self._world.size)
+        return Validator(self._table, settings, self._loss, replace(self._machine, world=World()), self._chunk)
 
     def _validate(self, model: DetectionModel, progress: Progress, watchers: Sequence[Watcher]) -> Validated:
         if self._world.size > 1:
@@ -85,10 +100,22 @@ class Validator:
         share = (self._world.rank, self._world.size)
         labelled = self._table.labelled_set()
         reader = LabelledReader(labelled, self._settings, detector.stride, progress=progress, share=share)
+        compared, stopped = None, None
         with closing(reader):
-            compared = compare_all(tally.candidates(detector), reader, NMS, watchers)
-        shares: list[tuple[Comparison, tuple[list[float], int]]] = gather_objects((compared, tally.sums()))
-        evaluation = summarise([one for one, _ in shares], self._table.names)
-        pictures = max(sum(count for _, (_, count) in shares), 1)
-        box, objectness, classes = (sum(values) / pictures for values in zip(*(sums for _, (sums, _) in shares)))
+            try:
+                compared = compare_all(tally.candidates(detector), reader, NMS, watchers)
+            except StoppedError as error:  # told to the others, who would wait for this rank
+                stopped = str(error)
+        shares = gather_objects(_Share(compared, tally.sums(), stopped))
+        # Computed once: ranks on unlike processors might differ in a last digit, and then in what they do next.
+        return from_main(self._summary(shares))
+
+    def _summary(self, shares: Sequence[_Share]) -> Validated:
+        """Put the ranks' work together. Raises StoppedError where one of them broke off."""
+        for share in shares:
+            if share.stopped is not None:
+                raise StoppedError(share.stopped)
+        evaluation = summarise([one.compared for one in shares if one.compared is not None], self._table.names)
+        pictures = max(sum(one.losses[1] for one in shares), 1)
+        box, objectness, classes = (sum(values) / pictures for values in zip(*(one.losses[0] for one in shares)))
         return Validated(evaluation, (box, objectness, classes))

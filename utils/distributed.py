@@ -38,7 +38,8 @@ Send = Callable[[Any], None]
 BY_ENVIRONMENT = "env://"
 # One rank may validate or fit anchors for long while the others wait; deaths are seen by the parent, not by the clock.
 LONGEST_WAIT = timedelta(hours=24)
-GRACE_S = 10.0  # between asking a rank to end and ending it
+GRACE_S = 10.0  # between asking a rank to end and ending it, where another has failed
+STOP_S = 25.0  # likewise where a stop was asked for, and ranks finish a batch and save; Kubernetes grants 30 in all
 ECHO_S = 2.0  # for a first cause to arrive behind what it caused in other ranks
 POLL_S = 0.2
 FAILED = 1
@@ -54,16 +55,21 @@ NAMED_ERRORS = {
 
 @dataclass(frozen=True)
 class World:
-    """Which process this is, of how many; local_rank: which on this machine; where they meet, as torch names it."""
+    """Which process this is, of how many; where they meet, as torch names it.
+
+    local_rank, local_size: which on this machine, of how many here.
+    """
 
     rank: int = 0
     local_rank: int = 0
     size: int = 1
     meeting: str = BY_ENVIRONMENT
+    local_size: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.size or self.local_rank < 0:
-            raise ConfigError(f"RANK, LOCAL_RANK, WORLD_SIZE: got {self.rank}, {self.local_rank}, {self.size}")
+        if not 0 <= self.rank < self.size or self.local_rank < 0 or self.local_size < 1:
+            got = f"{self.rank}, {self.local_rank}, {self.size}, {self.local_size}"
+            raise ConfigError(f"RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE: got {got}")
 
     @property
     def is_main(self) -> bool:
@@ -74,9 +80,10 @@ class World:
     def from_environment(cls, environ: Mapping[str, str], local_rank: int = -1) -> World:
         """Read what torchrun, or another launcher, has set; alone where it has set nothing.
 
+        Without LOCAL_WORLD_SIZE all are taken to be on this machine: too few threads each, rather than too many.
         local_rank: the option that old launchers give instead of LOCAL_RANK; -1: not given. Raises ConfigError.
         """
-        numbers = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": max(local_rank, 0)}
+        numbers = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": max(local_rank, 0), "LOCAL_WORLD_SIZE": 0}
         for name in numbers:
             text = environ.get(name, "")
             if text:
@@ -84,7 +91,8 @@ class World:
                     numbers[name] = int(text)
                 except ValueError:
                     raise ConfigError(f"{name}: got {text[:40]!r}, need a whole number (environment)") from None
-        return cls(numbers["RANK"], numbers["LOCAL_RANK"], numbers["WORLD_SIZE"])
+        local_size = numbers["LOCAL_WORLD_SIZE"] or numbers["WORLD_SIZE"]
+        return cls(numbers["RANK"], numbers["LOCAL_RANK"], numbers["WORLD_SIZE"], local_size=local_size)
 
 
 def shares(count: int, world: World) -> range:
@@ -185,16 +193,17 @@ def launch(
     """Run function(argument, world, send) in `size` new processes on this machine, and wait for all.
 
     function: of a module's top level; argument: what can be pickled. send(message) makes on_message(rank, message) run
-    here. Ranks ignore Ctrl-C. Where should_stop gives True, ranks get SIGTERM, and SIGKILL after 10 s. The first
+    here. Ranks ignore Ctrl-C. Where should_stop gives True, ranks get SIGTERM, and SIGKILL after 25 s. The first
     failure ends all: a rank's ExecutorError is raised here with its class and text, a rank's death as DeviceError.
     returns: True if all ranks came to their end, False if they were stopped.
     """
     with _meeting() as meeting:
-        ranks = _start(function, argument, [World(rank, rank, size, meeting) for rank in range(size)])
+        ranks = _start(function, argument, [World(rank, rank, size, meeting, size) for rank in range(size)])
+        watch = _Watch(ranks, on_message, should_stop)
         try:
-            return _Watch(ranks, on_message, should_stop).run()
+            return watch.run()
         finally:
-            _end([rank.process for rank in ranks])
+            _end([rank.process for rank in ranks], watch.last_moment())
             for rank in ranks:
                 rank.pipe.close()
 
@@ -223,7 +232,7 @@ def _start(function: Callable[..., None], argument: Any, worlds: Sequence[World]
             try:
                 process.start()
             except BaseException:
-                _end([rank.process for rank in ranks])
+                _end([rank.process for rank in ranks], time.monotonic() + GRACE_S)
                 raise
             theirs.close()  # or its end would never be seen here
             ranks.append(_Rank(world.rank, process, ours))
@@ -386,9 +395,13 @@ class _Watch:
                 self._stopped_at = time.monotonic()
                 for process in processes:
                     process.terminate()
-        elif time.monotonic() - self._stopped_at > GRACE_S:
+        elif time.monotonic() > self.last_moment():
             for process in processes:
                 process.kill()
+
+    def last_moment(self) -> float:
+        """Give until when, by the monotonic clock, ranks that are asked to end now may take."""
+        return time.monotonic() + GRACE_S if self._stopped_at is None else self._stopped_at + STOP_S
 
 
 def _death(rank: int, code: int) -> ExecutorError:
@@ -402,12 +415,11 @@ def _death(rank: int, code: int) -> ExecutorError:
     return DeviceError(f"rank {rank} was ended by {name}{advice}")
 
 
-def _end(processes: Sequence[BaseProcess]) -> None:
-    """End what still runs: by SIGTERM, after 10 s by SIGKILL."""
+def _end(processes: Sequence[BaseProcess], deadline: float) -> None:
+    """End what still runs: by SIGTERM, from the deadline on by SIGKILL."""
     for process in processes:
         if process.is_alive():
             process.terminate()
-    deadline = time.monotonic() + GRACE_S
     for process in processes:
         process.join(max(deadline - time.monotonic(), 0))
         if process.is_alive():

@@ -72,7 +72,9 @@ class LabelledReader:
         progress: Optional[Progress] = None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        """share: (rank, ranks); of several ranks each gets every ranks-th batch, on the canvases of the whole."""
+        """share: (rank, ranks); of several ranks each gets every ranks-th picture, on the canvases that one alone would
+        plan with batches of all ranks together. settings.batch_size: of each rank.
+        """
         self.names = labelled.names
         self.faults = FaultLog()
         self._labels_of = labelled.labels_of
@@ -80,13 +82,12 @@ class LabelledReader:
         side = input_side(settings.img_size, stride)
         refusals: list[str] = []
         shots, canvases = list(labelled.shots), {}
+        rank, ranks = share
         if is_rect:
             shots, sizes_hw = sort_by_shape(shots, settings, refusals)
-            planned = plan_canvases(sizes_hw, settings.batch_size, side, stride)
+            planned = plan_canvases(sizes_hw, settings.batch_size * ranks, side, stride)
             canvases = dict(zip((shot.index for shot in shots), planned))
-
-        rank, ranks = share
-        shots = [shot for number, shot in enumerate(shots) if number // settings.batch_size % ranks == rank]
+        shots = shots[rank::ranks]
 
         def place(shot: Shot, image_hw: Hw) -> Letterbox:
             return letterbox_validation(image_hw, side, canvases.get(shot.index, (side, side)))

@@ -45,6 +45,7 @@ class TrainConfig:
     device: str = ""  # "" or "cpu" = CPU, else indices "0,1"
     sync_bn: bool = False
     precision: str = "auto"
+    most_at_once: int = 0  # pictures of a rank's pass through the network; 0: its whole batch
     seed: int = 0
     autoanchor: bool = True
     autobalance: bool = False
@@ -68,6 +69,7 @@ class TrainConfig:
         check_at_least("nominal_batch", self.nominal_batch, 1)
         check_at_least("workers", self.workers, 0)
         check_at_least("patience", self.patience, 0)
+        check_at_least("most_at_once", self.most_at_once, 0)
         check_share("label_smoothing", self.label_smoothing)
         if self.batch_size != FIND_BATCH_SIZE:
             check_at_least("batch_size", self.batch_size, 1)

@@ -30,13 +30,16 @@ def test_nothing_in_the_environment_is_one_process_alone() -> None:
 
 def test_torchrun_and_older_launchers_are_understood() -> None:
     set_by_both = {"RANK": "5", "WORLD_SIZE": "8"}
-    assert World.from_environment({**set_by_both, "LOCAL_RANK": "1"}) == World(5, 1, 8)
-    assert World.from_environment(set_by_both, local_rank=1) == World(5, 1, 8)
+    assert World.from_environment({**set_by_both, "LOCAL_RANK": "1"}) == World(5, 1, 8, local_size=8)
+    assert World.from_environment(set_by_both, local_rank=1) == World(5, 1, 8, local_size=8)
+    here = {**set_by_both, "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert World.from_environment(here) == World(5, 1, 8, local_size=4)
     assert not World(5, 1, 8).is_main
 
 
 @pytest.mark.parametrize(
-    "environ", [{"RANK": "x"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "0"}, {"RANK": "-1"}]
+    "environ",
+    [{"RANK": "x"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "0"}, {"RANK": "-1"}, {"LOCAL_WORLD_SIZE": "-1"}],
 )
 def test_nonsense_in_the_environment_is_refused(environ: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"RANK|WORLD_SIZE"):
