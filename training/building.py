@@ -13,15 +13,16 @@ import torch
 from models.checkpoint import read_checkpoint
 from models.detector import choose_device, choose_precision, set_threads
 from models.resume import ResumeState
-from models.yolo import DetectionModel, ModelSpec, make_model, parse_spec
+from models.yolo import DetectionModel, ModelSpec, parse_spec
 from training.autobatch import find_batch_size
 from training.data import Scans
 from training.initial import has_placeholder_anchors, initial_model, starting_spec
 from training.job import PICTURES, TrainJob
+from training.resuming import stored_settings
 from training.state import Training
 from training.step import Stepper
 from utils.anchors import Anchors, BoxSizes, fit_anchors
-from utils.distributed import World, all_sum
+from utils.distributed import World, all_sum, gather_objects
 from utils.errors import ConfigError, WeightsError
 from utils.label_table import LabelTable
 from utils.loss import DetectionLoss, HeadShape, LossSettings, make_loss
@@ -35,6 +36,7 @@ from utils.optim import (
     make_schedule,
     scaled_decay,
 )
+from utils.passes import CPU_NAMES
 from utils.picture_store import PictureStore, StoreSettings
 from utils.progress import Progress
 from utils.sync_norm import to_sync_norm
@@ -43,6 +45,8 @@ from utils.training_loader import TrainLoader
 from utils.training_set import SampleSettings, TrainingSet
 
 LOGGER = logging.getLogger(__name__)
+
+MOST_FOUND = 65536  # pictures of a batch that a state is believed to have been trained with
 
 
 @dataclass(frozen=True)
@@ -56,20 +60,33 @@ class Machine:
 
 def choose_machine(config: TrainConfig, world: World) -> Machine:
     """Choose a rank's device and precision. Raises ConfigError, NoDeviceError."""
-    ids = [part for part in config.device.split(",") if part.strip()]
-    own = ids[world.local_rank] if len(ids) > 1 and world.local_rank < len(ids) else config.device
-    if world.size > 1 and not ids and torch.cuda.is_available():
-        own = str(world.local_rank)
-    device = choose_device(own)
+    device = choose_device(own_device(config.device, world))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    threads = set_threads(0, world.size)
+    threads = set_threads(0, world.local_size)
     precision = choose_precision(config.precision, device)
     if world.rank == 0:
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {threads} threads"
         ranks = f" on each of {world.size} ranks" if world.size > 1 else ""
         LOGGER.info("training in %s on %s%s; %s", precision, where, ranks, count_cpus())
     return Machine(device, precision, world)
+
+
+def own_device(device: str, world: World) -> str:
+    """Give what of --device is a rank's own: of several GPUs one each; without --device, the one of its number.
+
+    Raises ConfigError where ranks would have to share a GPU.
+    """
+    ids = [part.strip() for part in device.split(",") if part.strip()]
+    if world.size == 1 or device.strip().lower() in CPU_NAMES[1:]:
+        return device
+    if not ids:
+        return str(world.local_rank) if torch.cuda.is_available() else ""
+    if len(ids) < world.local_size:
+        raise ConfigError(
+            f"--device: got {device}, need a GPU for each of the {world.local_size} ranks on this machine, or cpu"
+        )
+    return ids[world.local_rank]
 
 
 # ---- the network -----------------------------------------------------------------------------------------------------
@@ -82,8 +99,7 @@ def build_network(job: TrainJob, table: LabelTable, resumed: Optional[ResumeStat
     """
     config = job.config
     if resumed is not None:
-        plain = resumed.plain["about"].get("yaml")
-        return make_model(parse_spec(plain, "last.pt", len(table.names), config.activation, WeightsError))
+        return network_of(resumed, len(table.names), config.activation)
     checkpoint = None if config.weights is None else read_checkpoint(config.weights)
     anchors = config.hyp.anchors
     spec = starting_spec(config.cfg, checkpoint, len(table.names), config.activation, anchors)
@@ -100,6 +116,16 @@ def build_network(job: TrainJob, table: LabelTable, resumed: Optional[ResumeStat
     elif has_placeholder_anchors(spec):
         raise ConfigError("--noautoanchor: this model's anchors have to be fitted; leave it out")
     return model
+
+
+def network_of(state: ResumeState, classes: int, activation: str) -> DetectionModel:
+    """Build the network that a state is of, no larger than its weights. Raises WeightsError."""
+    spec = parse_spec(state.plain["about"].get("yaml"), "last.pt", classes, activation, WeightsError)
+    weights = sum(tensor.numel() for name, tensor in state.tensors.items() if name.startswith("model/"))
+    try:
+        return DetectionModel(spec, max_weights=weights)
+    except ConfigError as cause:
+        raise WeightsError(f"last.pt: {cause}") from cause
 
 
 def set_anchors(model: DetectionModel, spec: ModelSpec, table: LabelTable, config: TrainConfig, tells: bool) -> None:
@@ -158,7 +184,8 @@ def build_training(
     settings = LossSettings(hyp, side, config.label_smoothing, config.autobalance, config.quad)
     loss = make_loss(settings, head, all_sum if world.size > 1 else None)
     quietly = make_loss(replace(settings, is_autobalanced=False, is_quad=False), head)
-    most_at_once = config.batch_size // world.size
+    batch_size = config.batch_size // world.size
+    most_at_once = min(batch_size, config.most_at_once or batch_size)
     stepper = Stepper(model, wrap(model, machine), loss, optimizer, ema, device, machine.precision, most_at_once)
     accumulate = accumulate_for(config.batch_size, config.nominal_batch)
     schedule = make_schedule(hyp, config.epochs, config.cos_lr, batch_count, accumulate)
@@ -192,10 +219,15 @@ def build_loader(
     return loader, training_set, store
 
 
-def with_found_batch_size(config: TrainConfig, network: DetectionModel, machine: Machine) -> TrainConfig:
-    """Replace --batch-size -1 by what fits."""
+def with_found_batch_size(
+    config: TrainConfig, network: DetectionModel, machine: Machine, resumed: Optional[ResumeState]
+) -> TrainConfig:
+    """Replace --batch-size -1 by what fits, or by what was found when the run began."""
     if config.batch_size != FIND_BATCH_SIZE:
         return config
+    before = None if resumed is None else stored_settings(resumed).get("batch_size")
+    if isinstance(before, int) and 1 <= before <= MOST_FOUND and not before % machine.world.size:
+        return replace(config, batch_size=before)  # else a run would go on with other batches
     side = training_side(config.img_size, max(network.stride))
-    each = find_batch_size(network, side, machine.device, machine.precision)
+    each = min(gather_objects(find_batch_size(network, side, machine.device, machine.precision)))
     return replace(config, batch_size=each * machine.world.size)

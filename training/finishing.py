@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import shutil
+from pathlib import Path
 from typing import Optional
 
 from models.checkpoint import read_checkpoint
 from models.detector import build_model
 from training.job import BEST, PICTURES
 from training.run import Run
+from training.saver import tolerating
 from training.statistics import write_mining_stats
-from training.validation import Validated
+from training.validation import Validated, Validator
 from utils.plots import write_confusion, write_curves
 from utils.progress import Progress
 from utils.watchers import BatchPictures
@@ -31,19 +33,29 @@ def finish(run: Run, progress: Progress) -> Optional[Validated]:
     validated = None
     best = run.job.folders.weights / BEST
     if run.validator is not None and best.is_file():
-        names = run.training_set.table.names
-        drawing = [BatchPictures(logs, names)] if run.job.draws else []
-        validated = run.validator.alone()(build_model(read_checkpoint(best)), progress.part(0, 0.5), drawing)
-        for line in table(validated.evaluation.metrics).splitlines():
-            LOGGER.info("%s", line)
-        if run.job.draws:
-            write_curves(validated.evaluation.metrics, logs)
-            write_confusion(validated.evaluation.confusion, names, logs)
+        with tolerating(logs):
+            validated = _validate(run, run.validator, best, progress.part(0, 0.5))
+        if validated is not None and run.job.draws:
+            with tolerating(logs):
+                write_curves(validated.evaluation.metrics, logs)
+                write_confusion(validated.evaluation.confusion, run.training_set.table.names, logs)
     if run.job.on_file is not None and best.is_file():
         metrics = None if validated is None else validated.evaluation.metrics
-        run.job.on_file(write_mining_stats(run, metrics, progress.part(0.5, 1)))
+        with tolerating(run.job.folders.weights):
+            run.job.on_file(write_mining_stats(run, metrics, progress.part(0.5, 1)))
     if run.log is not None:
-        if run.job.draws:
-            run.log.add_pictures(sorted(logs.glob("val_batch*.jpg")), run.training.position.epoch)
-        run.log.close(draws=run.job.draws)
+        with tolerating(logs):
+            if run.job.draws:
+                run.log.add_pictures(sorted(logs.glob("val_batch*.jpg")), run.training.position.epoch)
+            run.log.close(draws=run.job.draws)
+    progress.at(1)
+    return validated
+
+
+def _validate(run: Run, validator: Validator, best: Path, progress: Progress) -> Validated:
+    logs, names = run.job.folders.logs, run.training_set.table.names
+    drawing = [BatchPictures(logs, names)] if run.job.draws else []
+    validated = validator.alone()(build_model(read_checkpoint(best)), progress, drawing)
+    for line in table(validated.evaluation.metrics).splitlines():
+        LOGGER.info("%s", line)
     return validated

@@ -5,7 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from typing import Optional
 
+import torch
+from torch import Tensor
+
+from models.detector import device_errors
+from models.resume import ResumeState
 from training.building import (
     Machine,
     build_loader,
@@ -18,18 +24,21 @@ from training.building import (
 )
 from training.data import Scans, scan_sets
 from training.finishing import finish
-from training.job import FitResult, Hooks, TrainJob
+from training.job import PICTURES, FitResult, Hooks, TrainJob
 from training.resuming import state_to_resume
 from training.run import Run, result_of
+from training.saver import tolerating, writing
 from training.validation import Validator
 from utils.boxes import to_cxcywh
-from utils.distributed import World, gather_objects, joined
-from utils.errors import NotFiniteError, StoppedError
+from utils.distributed import World, all_sum, from_main, joined
+from utils.errors import NotFiniteError, StoppedError, WeightsError
+from utils.files import remove_scraps
 from utils.label_table import LabelTable
 from utils.progress import Progress
 from utils.settings import LoaderSettings
 from utils.train_log import TrainLog
 from utils.train_plots import write_labels
+from utils.train_settings import TrainFolders
 
 LOGGER = logging.getLogger("train")
 
@@ -45,23 +54,48 @@ def fit(job: TrainJob, world: World, hooks: Hooks) -> FitResult:
     StoppedError from within. What was saved before stays whole.
     """
     progress = hooks.progress
-    scans = scan_sets(job, progress.part(0, SCANNED), tells=world.rank == 0)
+    scans = scan_sets(job, hooks.stopping(progress.part(0, SCANNED)), tells=world.rank == 0)
     machine = choose_machine(job.config, world)
-    with joined(world, "nccl" if machine.device.type == "cuda" else "gloo"):
-        run = make_run(job, scans, machine, progress.part(SCANNED, BUILT))
+    with joined(world, "nccl" if machine.device.type == "cuda" else "gloo"), device_errors():
+        building = progress.part(SCANNED, BUILT)
+        run = make_run(job, scans, machine, building if world.size > 1 else hooks.stopping(building))
         train_epochs(run, replace(hooks, progress=progress.part(BUILT, TRAINED)))
+        run.complete()
     if world.rank != 0:
         return run.last
-    validated = finish(run, progress.part(TRAINED, 1))
+    with device_errors():
+        validated = finish(run, progress.part(TRAINED, 1))
     return run.last if validated is None else result_of(run.training.position.epoch, validated)
 
 
 def make_run(job: TrainJob, scans: Scans, machine: Machine, progress: Progress) -> Run:
-    """Build everything that trains, and take up what an earlier run left."""
+    """Build everything that trains, and take up what an earlier run left, if it can be gone on with.
+
+    Raises WeightsError where it must be and can't.
+    """
+    job = replace(job, folders=from_main(job.folders))  # torchrun's other ranks don't know the number of the run's
+    resumed = state_to_resume(job, scans.train.table.names)
+    if machine.world.rank == 0:
+        remove_scraps_of(job.folders)
+    try:
+        return _make_run(job, scans, machine, progress, resumed)
+    except WeightsError as error:
+        if resumed is None or job.config.resume == "must":
+            raise
+        LOGGER.warning("what is left of a run can't be gone on with, training starts anew: %s", error)
+    return _make_run(job, scans, machine, progress, None)
+
+
+def remove_scraps_of(folders: TrainFolders) -> None:
+    """Take away what a killed run was just writing."""
+    remove_scraps(folders.root, folders.weights, *folders.weights.glob("*/"), folders.logs)
+    remove_scraps(*(folders.root / PICTURES).glob("*/*/"))
+
+
+def _make_run(job: TrainJob, scans: Scans, machine: Machine, progress: Progress, resumed: Optional[ResumeState]) -> Run:
     world, table = machine.world, scans.train.table
-    resumed = state_to_resume(job, table.names)
     network = build_network(job, table, resumed, tells=world.rank == 0)
-    config = with_found_batch_size(job.config, network, machine)
+    config = with_found_batch_size(job.config, network, machine, resumed)
     job = replace(job, config=config)
     stride = max(network.stride)
     if world.rank == 0:
@@ -73,20 +107,24 @@ def make_run(job: TrainJob, scans: Scans, machine: Machine, progress: Progress) 
     if len(scans.val.table):
         settings = LoaderSettings(
             img_size=training_side(config.img_size, stride),
-            batch_size=2 * config.batch_size // world.size,
+            batch_size=2 * (config.batch_size // world.size),
             workers=config.workers,
             pictures=config.pictures,
         )
-        validator = Validator(scans.val.table, settings, lambda maps, rows: loss(maps, rows).parts, machine)
+        at_once = 2 * config.most_at_once
+        validator = Validator(scans.val.table, settings, lambda maps, rows: loss(maps, rows).parts, machine, at_once)
     run = Run(job, config, world, machine.device, training, training_set, store, loader, validator)
     if resumed is not None:
         run.load(resumed)
     elif world.rank == 0 and job.on_begin is not None:
         job.on_begin()
     if world.rank == 0:
-        run.log = TrainLog(job.folders.logs, training.position.epoch)
+        with writing(job.folders.logs):
+            run.log = TrainLog(job.folders.logs, training.position.epoch)
         if job.draws and not training.position.epoch:
-            draw_labels(table, job)
+            with tolerating(job.folders.logs):
+                draw_labels(table, job)
+    progress.at(1)
     return run
 
 
@@ -121,16 +159,27 @@ def train_epoch(run: Run, hooks: Hooks) -> None:
     for batch in run.loader.batches(run.order(), epoch, position.batch):
         number = epoch * run.batch_count + position.batch
         try:
-            training.learn(batch.pixels, batch.rows, number, run.side_of(number))
+            parts = training.learn(batch.pixels, batch.rows, number, run.side_of(number))
         except NotFiniteError as error:
             where = f"epoch {epoch + 1}, batch {position.batch + 1} of {run.batch_count}"
             raise NotFiniteError(f"{error} in {where}; try a lower lr0 in --hyp; {run.kept()}") from error
+        parts, must_stop = agree(run, parts, hooks.should_stop())
+        training.means.add(parts)
         run.draw_batch(batch)
         position.batch += 1
         hooks.progress.at((epoch + EPOCH_TRAINED * position.batch / run.batch_count) / run.config.epochs)
-        if any(gather_objects(hooks.should_stop())):
-            run.save_last()
+        if must_stop:
+            run.save_to_end()
             raise StoppedError(f"training was stopped in epoch {epoch + 1} of {run.config.epochs}; {run.kept()}")
         if time.monotonic() - saved_s > SAVE_EVERY_S:
             run.save_last()
             saved_s = time.monotonic()
+
+
+def agree(run: Run, parts: Tensor, is_asked: bool) -> tuple[Tensor, bool]:
+    """Give the mean over ranks of a batch's (3,) losses, and whether any of them was asked to stop: one exchange."""
+    if run.world.size == 1:
+        return parts, is_asked
+    told = all_sum(torch.cat([parts.double(), torch.tensor([float(is_asked)], dtype=torch.float64)]).to(run.device))
+    told = told.cpu()  # (4,)
+    return told[:3] / run.world.size, bool(told[3] > 0)

@@ -18,14 +18,17 @@ from training.job import LAST, TrainJob
 from utils.errors import ConfigError, WeightsError
 from utils.hyp import Hyp, hyp_as_dict
 from utils.settings import PictureSettings
-from utils.train_settings import TrainConfig
+from utils.train_settings import FIND_BATCH_SIZE, TrainConfig
 
 LOGGER = logging.getLogger(__name__)
 
 PATHS = ("weights", "cfg")
 PARTS = ("about", "ema", "optimizer", "step", "loss", "stop", "accumulation", "position", "means", "best")
 # What a run that goes on by itself must have in common with the one before.
-KEPT = ("batch_size", "img_size", "optimizer", "seed", "quad", "rect", "single_cls", "nominal_batch")
+KEPT = (
+    *("batch_size", "img_size", "optimizer", "seed", "quad", "rect", "single_cls", "nominal_batch", "activation"),
+    *("weights", "cfg", "freeze"),
+)
 
 
 def config_as_plain(config: TrainConfig) -> dict[str, Any]:
@@ -44,7 +47,7 @@ def config_from_plain(plain: Any, name: str) -> TrainConfig:
         values["hyp"], values["pictures"] = Hyp(**values["hyp"]), PictureSettings(**values["pictures"])
         values["freeze"] = tuple(int(layer) for layer in values["freeze"])
         return TrainConfig(**values)
-    except (ConfigError, TypeError, ValueError, KeyError) as cause:
+    except (ConfigError, TypeError, ValueError, KeyError, ArithmeticError) as cause:
         raise WeightsError(f"{name}: its settings can't be read ({cause}); start anew") from cause
 
 
@@ -56,6 +59,12 @@ def read_last(path: Path) -> ResumeState:
     if any(not isinstance(state.plain.get(part), Mapping) for part in PARTS):
         raise WeightsError(f"{path}: its part to go on from lacks something; start anew with --weights {path}")
     return state
+
+
+def stored_settings(state: ResumeState) -> Mapping[str, Any]:
+    """Give the settings that a run says it was told, unchecked; nothing where it says none."""
+    config = state.plain["about"].get("config")
+    return config if isinstance(config, Mapping) else {}
 
 
 def about_run(job: TrainJob, names: tuple[str, ...], spec: ModelSpec) -> dict[str, Any]:
@@ -96,15 +105,27 @@ def _own_state(job: TrainJob, names: tuple[str, ...], last: Path) -> Optional[Re
     except WeightsError as error:
         LOGGER.warning("nothing to resume from, training starts anew: %s", error)
         return None
-    about, config = state.plain["about"], state.plain["about"].get("config")
+    about = state.plain["about"]
     if about.get("task") != job.task:
         LOGGER.info("%s is of another task, training starts anew", last)
         return None
-    mine = config_as_plain(job.config)
-    differing = [key for key in KEPT if not isinstance(config, Mapping) or config.get(key) != mine[key]]
+    differing = _differing(stored_settings(state), config_as_plain(job.config))
     if about.get("names") != list(names):
         differing.append("class_names")
     if differing:
         LOGGER.warning("%s was trained with another %s, training starts anew", last, ", ".join(differing))
         return None
     return state
+
+
+def _differing(before: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
+    """Give the settings in which a run may not differ from the one it goes on with, and does."""
+    differing = [key for key in KEPT if key not in before or _compared(key, before[key]) != _compared(key, mine[key])]
+    if mine["batch_size"] == FIND_BATCH_SIZE and "batch_size" in before and "batch_size" in differing:
+        differing.remove("batch_size")  # it stays what was found
+    return differing
+
+
+def _compared(key: str, value: Any) -> Any:
+    """Give what counts of a setting: of a file its name, as /in may be mounted elsewhere."""
+    return Path(value).name if key in PATHS and isinstance(value, str) else value

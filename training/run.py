@@ -6,6 +6,7 @@ import logging
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 from models.resume import ResumeState
 from training.building import training_side
 from training.job import BEST, Checkpointed, FitResult, Hooks, TrainJob
-from training.resuming import about_run
-from training.saver import Saver
+from training.resuming import about_run, stored_settings
+from training.run_state import Best
+from training.saver import Saver, tolerating, writing
 from training.state import Training
 from training.validation import Validated, Validator
 from utils.distributed import World, gather_objects
@@ -114,36 +116,42 @@ class Run:
         table = self.training_set.table
         paths = [table.shots[index].path.name for index in batch.indices.tolist()]
         picture = draw_train_batch(batch.pixels, batch.rows, table.names, paths)
-        write_jpeg(self.job.folders.logs / f"train_batch{self.drawn}.jpg", picture)
+        with tolerating(self.job.folders.logs):
+            write_jpeg(self.job.folders.logs / f"train_batch{self.drawn}.jpg", picture)
         self.drawn += 1
 
     # ---- validation
 
     def validate(self, hooks: Hooks) -> Optional[Validated]:
-        """Validate the average of the weights; None where there is no picture. Every rank takes part."""
+        """Validate the average of the weights; None where there is no picture. Every rank takes part.
+
+        Raises StoppedError, after saving, where a stop was asked for.
+        """
         if self.validator is None:
             return None
-        return self.validator(self.training.ema.model, Progress(), self._stopping(hooks))
+        try:
+            return self.validator(self.training.ema.model, Progress(), self._stopping(hooks))
+        except StoppedError:
+            self.save_to_end()
+            raise
 
     def _stopping(self, hooks: Hooks) -> list[Watcher]:
-        """Give what ends a validation early; several ranks would wait for the one that ends, they finish it."""
+        """Give what ends a validation early."""
 
         def watch(seen: Sequence[Seen]) -> None:
             if hooks.should_stop():
-                self.save_last()
                 raise StoppedError(
                     f"training was stopped after epoch {self.training.position.epoch + 1}; {self.kept()}"
                 )
 
-        return [watch] if self.world.size == 1 else []
+        return [watch]
 
     # ---- what is written
 
     def finish_epoch(self, validated: Optional[Validated], pictures_per_s: float) -> None:
-        """Take in an epoch's figures, write its files, and begin the next: its own file, best.pt, last.pt, in turn."""
+        """Take in an epoch's figures, begin the next, and write: its row, its own file, best.pt, results, last.pt."""
         training, epoch = self.training, self.training.position.epoch
-        # Each rank knows the mean over its own share.
-        losses = mean_of(gather_objects(training.means.values()))
+        losses = training.means.values()
         metrics = None
         is_best = False
         if validated is not None:
@@ -159,8 +167,9 @@ class Run:
         training.position.next_epoch()
         if self.world.rank == 0:
             self._tell(epoch, losses, validated, pictures_per_s)
-            self._save(epoch, is_best, metrics)
+            # last.pt comes last: whoever is killed before it does the epoch again, and writes all of this again.
             self._log(epoch, losses, validated)
+            self._save(epoch, is_best, metrics)
 
     def _save(self, epoch: int, is_best: bool, metrics: Optional[Metrics]) -> None:
         is_over = self.is_over
@@ -173,18 +182,35 @@ class Run:
             epoch_file = saver.save_epoch(snapshot, self.job.epoch_file.format(epoch=epoch + 1))
         if is_best or (is_over and not (self.job.folders.weights / BEST).is_file()):
             saver.save_best(snapshot)
+        self._tell_of_files(epoch, epoch_file, 0.0 if metrics is None else metrics.map)
         saver.save_last(snapshot, is_over)
-        if self.job.on_checkpoint is not None:
-            best = self.training.best
-            has_best = (self.job.folders.weights / BEST).is_file()
-            mean_ap = metrics.map if metrics is not None else 0.0
-            told = Checkpointed(epoch, best.mean_ap, best.map50, has_best, epoch_file, mean_ap, is_over)
+
+    def _tell_of_files(self, epoch: int, epoch_file: Optional[Path] = None, epoch_mean_ap: float = 0.0) -> None:
+        if self.job.on_checkpoint is None:
+            return
+        best = self.training.best
+        has_best = (self.job.folders.weights / BEST).is_file()
+        told = Checkpointed(epoch, best.mean_ap, best.map50, has_best, epoch_file, epoch_mean_ap, self.is_over)
+        with writing(self.job.folders.weights):
             self.job.on_checkpoint(told)
 
+    def complete(self) -> None:
+        """Write what a training that is over has to leave, where it was moved here or somebody took it away."""
+        if self.world.rank == 0 and not (self.job.folders.weights / BEST).is_file():
+            epoch = max(self.training.position.epoch - 1, 0)
+            self.training.best.offer(epoch, 0.0, 0.0, 0.0)
+            self.saver().save_best(self.training.snapshot(self._about()))
+            self._tell_of_files(epoch)
+
     def save_last(self) -> None:
-        """Save where the run is, between two batches."""
+        """Save where the run is, between two batches. Rank 0 writes."""
         if self.world.rank == 0:
             self.saver().save_last(self.training.snapshot(self._about()))
+
+    def save_to_end(self) -> None:
+        """Save where the run is, before it ends early. Every rank takes part: none ends while rank 0 writes."""
+        self.save_last()
+        gather_objects(None)
 
     def saver(self) -> Saver:
         """Give what writes the weights."""
@@ -202,9 +228,11 @@ class Run:
         rates = [float(group["lr"]) for group in self.training.optimizer.param_groups]
         figures = no_validation() if validated is None else row_figures(validated)
         row = EpochRow(epoch, *losses, lr0=rates[0], lr1=rates[1], lr2=rates[2], **figures)
-        self.log.add(row)
+        with writing(self.job.folders.logs):
+            self.log.add(row)
         if epoch == 0 and self.job.draws:
-            self.log.add_pictures(sorted(self.job.folders.logs.glob("train_batch*.jpg")), epoch)
+            with tolerating(self.job.folders.logs):
+                self.log.add_pictures(sorted(self.job.folders.logs.glob("train_batch*.jpg")), epoch)
 
     def _tell(
         self, epoch: int, losses: tuple[float, float, float], validated: Optional[Validated], pictures_per_s: float
@@ -223,19 +251,23 @@ class Run:
 
     def load(self, state: ResumeState) -> None:
         """Go on where `state` was taken. Raises WeightsError."""
-        self.training.load(state)
-        maps = state.plain["about"].get("class_maps")
-        classes = len(self.training_set.table.names)
-        if isinstance(maps, list) and len(maps) == classes:
+        training, about = self.training, state.plain["about"]
+        training.load(state)
+        maps = about.get("class_maps")
+        if is_numbers(maps) and len(maps) == len(self.training_set.table.names):
             self.class_maps = np.array(maps, np.float64)
-        epoch, batch = self.training.position.epoch, self.training.position.batch
-        LOGGER.info("going on after epoch %d, batch %d of %d", epoch, batch, self.batch_count)
+        if not (self.job.folders.weights / BEST).is_file():
+            training.best = Best()  # the best one is elsewhere, or gone: there is to be one here
+        position, before = training.position, stored_settings(state).get("batch_size")
+        if isinstance(before, int) and before > 0:  # a batch may be of another size by now
+            position.batch = position.batch * before // self.config.batch_size
+        position.batch = min(position.batch, self.batch_count)
+        LOGGER.info("going on after epoch %d, batch %d of %d", position.epoch, position.batch, self.batch_count)
 
 
-def mean_of(losses: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """Give the mean over ranks of box, objectness and class loss."""
-    box, objectness, classes = (sum(values) / len(losses) for values in zip(*losses))
-    return box, objectness, classes
+def is_numbers(value: Any) -> bool:
+    """Say whether a stranger's value is a list of numbers."""
+    return isinstance(value, list) and all(isinstance(one, (int, float)) for one in value)
 
 
 def class_maps(metrics: Metrics, class_count: int) -> Any:

@@ -24,6 +24,8 @@ class Position:
     def load(self, plain: Mapping[str, Any]) -> None:
         """Take up what `state` gave."""
         self.epoch, self.batch = int(plain["epoch"]), int(plain["batch"])
+        if min(self.epoch, self.batch) < 0:
+            raise ValueError(f"epoch {self.epoch}, batch {self.batch}")
 
     def next_epoch(self) -> None:
         """Begin the next epoch."""
@@ -58,7 +60,8 @@ class Means:
 
     def load(self, plain: Mapping[str, Any]) -> None:
         """Take up what `state` gave."""
-        self._sum = torch.tensor([float(value) for value in plain["sum"]], dtype=torch.float64)
+        box, objectness, classes = (float(value) for value in plain["sum"])
+        self._sum = torch.tensor([box, objectness, classes], dtype=torch.float64)
         self._count = int(plain["count"])
 
 

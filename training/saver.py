@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from models.resume import ResumeState
 from models.yolo import DetectionModel
 from training.job import BEST, LAST
 from utils.errors import ExecutorError
+
+LOGGER = logging.getLogger("train")
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,21 @@ class Saver:
 
 
 @contextmanager
+def tolerating(path: Path) -> Iterator[None]:
+    """Log what the system says of a full or missing disk: what was to be written is only for people to look at."""
+    try:
+        yield
+    except OSError as cause:
+        LOGGER.warning("%s: can't be written (%s); training goes on", cause.filename or path, cause.strerror)
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn what the system says of a full or missing disk into an error that names the file."""
     try:
         yield
     except OSError as cause:
-        raise ExecutorError(f"{path}: can't be written ({cause.strerror}); what was written before stays") from cause
+        place = cause.filename or path
+        raise ExecutorError(
+            f"{place}: can't be written ({cause.strerror}); what was written before stays; make room and start again"
+        ) from cause

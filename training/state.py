@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+import torch
 from torch import Tensor, optim
 
 from models.resume import ResumeState
@@ -36,12 +37,12 @@ class Training:
     def learn(self, pixels: Pixels, rows: Rows, number: int, side: Optional[int]) -> Tensor:
         """Take one batch: add its gradients, and step when enough have come together; give its (3,) losses.
 
-        number: of the batch since the start of the training. side: see Stepper.backward.
+        They are this rank's; the means are of all ranks, so that whoever calls adds to them. number: of the batch since
+        the start of the training. side: see Stepper.backward.
         """
         rates = self.schedule.rates(number, self.position.epoch)
         set_rates(self.optimizer, rates)
         parts = self.stepper.backward(pixels, rows, side)
-        self.means.add(parts)
         if self.accumulation.is_due(number, rates.accumulate):
             self.stepper.step()
         return parts
@@ -69,9 +70,13 @@ class Training:
 
     def load(self, state: ResumeState) -> None:
         """Take up what `state` gave: the next batch is as if there had been no break. Raises WeightsError."""
+        spoiled = [name for name, tensor in state.tensors.items() if not _is_sound(name, tensor)]
+        if spoiled:
+            raise WeightsError(f"what to go on from holds NaN or infinite values in {spoiled[0]}; start anew")
         try:
             self._load(state)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as cause:  # written by whom?
+        except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as cause:
+            # Written by whom?
             raise WeightsError(f"what to go on from is not of this network ({str(cause)[:200]}); start anew") from cause
 
     def _load(self, state: ResumeState) -> None:
@@ -95,6 +100,13 @@ class Training:
             optimizer=self.optimizer.state_dict(),
             resume=self.state(about),
         )
+
+
+def _is_sound(name: str, tensor: Tensor) -> bool:
+    """Say whether an entry can be computed with; gradients of a scaled loss may be infinite, their step is left out."""
+    if name.startswith("gradients/") or not tensor.is_floating_point():
+        return True
+    return bool(torch.isfinite(tensor).all())
 
 
 def _group(state: ResumeState, group: str) -> dict[str, Tensor]:

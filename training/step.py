@@ -146,7 +146,7 @@ class Stepper:
             parameter.grad = None if gradient is None else gradient.to(parameter).clone()
         if plain.get("scaler"):
             self._scaler.load_state_dict(dict(plain["scaler"]))
-        self.most_at_once = min(self.most_at_once, int(plain.get("most_at_once", self.most_at_once)))
+        self.most_at_once = max(min(self.most_at_once, int(plain.get("most_at_once", self.most_at_once))), 1)
 
 
 class _NoScaler:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Union
 
@@ -65,6 +65,16 @@ def replacing(path: PathLike, mode: int = 0o666) -> Iterator[IO[bytes]]:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def remove_scraps(*folders: Path) -> None:
+    """Take away what `replacing` left in folders when its process was killed; what a living one writes stays."""
+    for folder in folders:
+        for scrap in folder.glob(".*.tmp"):
+            pid = scrap.name.split(".")[-2]
+            if pid.isdecimal() and not Path("/proc", pid).is_dir():
+                with suppress(OSError):
+                    scrap.unlink()
 
 
 def write_whole(path: PathLike, content: bytes, mode: int = 0o666) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 import torch
@@ -34,10 +34,11 @@ def assert_equal(state: ResumeState, other: ResumeState) -> None:
         assert state.plain[part] == other.plain[part], part
 
 
-def stop_after(calls: int) -> Callable[[], bool]:
-    """Ask for a stop at the calls-th question, and from then on."""
+def stop_after(calls: int) -> Hooks:
+    """Ask for a stop at the calls-th question once all is built, and from then on."""
     asked = iter(range(10**9))
-    return lambda: next(asked) >= calls - 1
+    seen = [0.0]
+    return Hooks(Progress(seen.append), lambda: seen[-1] > 0.025 and next(asked) >= calls - 1)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +65,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(
     making: Making, whole_run: TrainJob, tmp_path: Path, batches: int
 ) -> None:
     job = making.job(tmp_path, epochs=3, resume="auto")
-    with pytest.raises(StoppedError, match="kept|no epoch was done"):
-        train(job, Hooks(should_stop=stop_after(batches)))
+    with pytest.raises(StoppedError, match=r"kept|no epoch was done"):
+        train(job, stop_after(batches))
     train(job, Hooks())
     assert_equal(last_of(job), last_of(whole_run))
     assert (tmp_path / "results.csv").read_bytes() == (whole_run.folders.logs / "results.csv").read_bytes()
