@@ -5,7 +5,7 @@ PY := .venv/bin/python
 THREADS := $(shell nproc 2>/dev/null || echo 1)
 # One team of threads, which sleeps when it has nothing to do.
 THREADED := OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=PASSIVE
-SOURCE := $(wildcard *.py) utils models mining ymir benchmarks tests
+SOURCE := $(wildcard *.py) utils models mining training ymir benchmarks tests
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-all lint interop bench clean
@@ -16,8 +16,8 @@ help: ## list these targets
 env: ## make .venv (once; PYTHON=python3.11 picks the interpreter)
 	@PYTHON="$(PYTHON)" bash .ci/make-env
 
-demo: env ## mine and infer on pictures, show them on a page: WEIGHTS=model.pt IMAGES=folder
-	@$(PY) demo.py $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(IMAGES),--images "$(IMAGES)")
+demo: env ## draw pictures, train, mine, detect, show it on a page (WEIGHTS=model.pt IMAGES=folder: without training)
+	@$(PY) demo.py $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)
 
 test: env ## the tests, without the slow ones (ARGS=... for pytest)
 	@$(THREADED) $(PY) -m pytest -m 'not slow' $(ARGS)

@@ -1,6 +1,7 @@
-"""Show what the executor does: mine and infer on a folder of pictures, then draw the outcome on one HTML page.
+"""Show what the executor does, on one HTML page: draw a data set, train on it, mine and detect with what was trained.
 
-python demo.py --weights best.pt --images FOLDER
+python demo.py                                     # all of it, some minutes on a CPU, nothing needed
+python demo.py --weights best.pt --images FOLDER   # mine and detect only, with your own weights and pictures
 """
 
 from __future__ import annotations
@@ -8,53 +9,184 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import resource
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Optional
 
 import cv2
 import simplejpeg
+import yaml
 
 from make_task import TaskFolder, TaskOptions, make_task
 from utils.errors import ConfigError, ExecutorError, ImageError
 from utils.files import read_bytes, write_whole
-from utils.pages import PageBox, PageEntry, build_page
+from utils.pages import PageBox, PageEntry, PageFigure, PageSection, build_page
 from utils.pictures import read_picture
+from utils.process import INTERRUPTED
 from utils.safe_yaml import read_yaml
 from utils.settings import PictureSettings
+from utils.shapes import write_shapes
+from utils.train_log import EpochRow, read_results
 
 ROOT = Path(__file__).resolve().parent
-SHARED = ROOT.parent / "shared"  # of the project's own machines
+MARKER = "demo.txt"  # tells a folder that a demo may clear
+MADE = ("data", "training", "mining", "in", "out")  # in, out: of the first release's demo
+PAGE = "index.html"
 TASK_ID = "demo"
 MAX_RESULT_BYTES = 1_000_000_000
 THUMBNAIL_PX = 416  # longer side
 ALGORITHM = "entropy"
+# Few pictures, so small batches; without mosaics, which need many more epochs; shapes have no up and down.
+HYP = MappingProxyType({"lr0": 0.004, "lrf": 0.05, "mosaic": 0.0, "scale": 0.3, "flipud": 0.5})
+TRAINING = MappingProxyType(
+    {
+        "model": "yolov5n",
+        "img_size": 160,
+        "batch_size_per_gpu": 8,
+        "nominal_batch": 8,
+        "num_workers_per_gpu": 1,
+        "args_options": "--weights '' --hyp /in/hyp.yaml --optimizer AdamW --cache ram",
+    }
+)
+FIGURES = MappingProxyType(
+    {
+        "results.png": "losses and metrics by epoch",
+        "train_batch0.jpg": "pictures as training sees them, with their labels",
+        "val_batch0_labels.jpg": "validation pictures with their labels",
+        "val_batch0_pred.jpg": "the same pictures with what the trained network finds",
+        "PR_curve.png": "precision and recall by class",
+        "confusion_matrix.png": "which class is taken for which",
+    }
+)
+
+
+@dataclass
+class Story:
+    """What a demo has to tell: the page's facts and sections, and what was left out on the way."""
+
+    facts: dict[str, str] = field(default_factory=dict)
+    sections: list[PageSection] = field(default_factory=list)
+
+    def note(self, made: TaskFolder) -> None:
+        """Tell what make_task noticed, such as pictures that it left out."""
+        for line in made.notes:
+            say(f"  note: {line}")
+        if made.notes:
+            earlier = self.facts.get("notes", "")
+            self.facts["notes"] = "; ".join([*([earlier] if earlier else []), *made.notes])
+
+
+def say(text: str) -> None:
+    """Show a line at once, so that it stands before what a started process shows."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def show_all(folder: Path, pictures: int, epochs: int) -> Path:
+    """Draw a data set, train, mine in its unlabelled part; give the path of the page.
+
+    Raises ExecutorError, subprocess.CalledProcessError as run_demo does.
+    """
+    clear(folder)
+    say(f"1 of 3: drawing {pictures} pictures in {folder / 'data'}")
+    data = write_shapes(folder / "data", pictures)
+    say(f"2 of 3: training yolov5n from scratch, {epochs} epochs")
+    story = Story()
+    weights = train(data, folder / "training", epochs, story)
+    say("3 of 3: mining and detecting in the pictures that have no labels")
+    return mine(weights, data.parent / "images" / "pool", folder, 0, story)
 
 
 def run_demo(weights: Path, images: Path, folder: Path, limit: int) -> Path:
-    """Make a task of the pictures in folder/in, run start.py on it, write folder/index.html; give the page's path.
+    """Mine and detect in a folder of pictures with given weights; give the path of the page.
 
     What an earlier demo left in the folder is replaced. Raises ExecutorError where something can't be used;
     subprocess.CalledProcessError where start.py failed (it has said why).
     """
-    _clear(folder)
+    clear(folder)
+    return mine(weights, images, folder, limit, Story())
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def train(data: Path, folder: Path, epochs: int, story: Story) -> Path:
+    """Run a training task on a data set and tell of it; give the best weights' path."""
+    settings = {**TRAINING, "epochs": epochs, "task_id": TASK_ID}
+    made = make_task(data, folder, "train", TaskOptions(settings=settings))
+    story.note(made)
+    write_whole(made.in_dir / "hyp.yaml", yaml.safe_dump(dict(HYP), sort_keys=False).encode())
+    before_s, before_cpu_s = time.monotonic(), _children_cpu_s()
+    run_task(made)
+    taken = f"{time.monotonic() - before_s:.0f} s, {_children_cpu_s() - before_cpu_s:.0f} CPU-seconds"
+    logs = made.out_dir / "tensorboard"
+    best = best_epoch(read_results(logs / "results.csv"))
+    reached = (
+        "not validated" if best is None else f"mAP50 {best.map50:.2f}, mAP {best.map:.2f} in epoch {best.epoch + 1}"
+    )
+    say(f"trained in {taken}: {reached}")
+    counts = made.counts
+    story.facts["training"] = f"yolov5n from scratch, {epochs} epochs of {counts['train']} pictures: {taken}"
+    story.facts["best epoch"] = f"{reached}, of {counts['val']} validation pictures"
+    figures = tuple(
+        PageFigure(caption, read_bytes(logs / name, MAX_RESULT_BYTES, ExecutorError))
+        for name, caption in FIGURES.items()
+        if (logs / name).is_file()
+    )
+    base = f"{folder.name}/out"
+    files = (f"{base}/models/best.pt", f"{base}/models/result.yaml", f"{base}/tensorboard/results.csv")
+    remark = "A network that knew nothing is shown drawn shapes with their labels, and validated after each epoch."
+    story.sections.append(PageSection("Training", remark, figures, files=files))
+    return made.out_dir / "models" / "best.pt"
+
+
+def best_epoch(rows: Sequence[EpochRow]) -> Optional[EpochRow]:
+    """Give the epoch whose weights were kept, None where none was validated."""
+    return max((row for row in rows if row.is_validated), key=lambda row: row.map, default=None)
+
+
+def _children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+# ---- mining ----------------------------------------------------------------------------------------------------------
+
+
+def mine(weights: Path, images: Path, folder: Path, limit: int, story: Story) -> Path:
+    """Run a mining and inference task on pictures, and write the page."""
     settings = {"mining_algorithm": ALGORITHM, "task_id": TASK_ID}
-    made = make_task(images, folder, "mining+infer", TaskOptions(weights=(weights,), settings=settings, limit=limit))
-    command = [sys.executable, str(ROOT / "start.py"), "--in", str(made.in_dir), "--out", str(made.out_dir)]
-    subprocess.run(command, check=True)  # noqa: S603 (our own script, no shell)
+    options = TaskOptions(weights=(weights,), settings=settings, limit=limit)
+    made = make_task(images, folder / "mining", "mining+infer", options)
+    story.note(made)
+    run_task(made)
     entries = read_entries(made)
-    facts = {
-        "pictures": f"{len(entries)} of {images}" + (f" (at most {limit})" if len(entries) == limit else ""),
-        "weights": str(weights),
-        "order": f"mining by {ALGORITHM}: the first ones are worth labelling most",
-        "results": f"result.tsv and infer-result.json in {made.out_dir}",
-    }
-    page = folder / "index.html"
-    write_whole(page, build_page("YOLOv5: mining and inference", facts, entries).encode("utf-8", "replace"))
+    limited = f" (at most {limit})" if len(entries) == limit else ""
+    story.facts["mined"] = f"{len(entries)} pictures of {images}{limited}, with {weights}"
+    remark = (
+        f"In mining order by {ALGORITHM}, with what the network finds: the first ones leave it most in doubt and are "
+        "worth labelling most."
+    )
+    files = ("mining/out/result.tsv", "mining/out/infer-result.json")
+    story.sections.append(PageSection("Mining and inference", remark, entries=tuple(entries), files=files))
+    page = folder / PAGE
+    write_whole(page, build_page("YOLOv5 as a YMIR executor", story.facts, story.sections).encode("utf-8", "replace"))
     return page
+
+
+def run_task(made: TaskFolder) -> None:
+    """Run start.py on a task; what it shows is seen. Raises subprocess.CalledProcessError."""
+    command = [sys.executable, str(ROOT / "start.py"), "--in", str(made.in_dir), "--out", str(made.out_dir)]
+    say(f"  {shlex.join(['python', *command[1:]])}")
+    subprocess.run(command, check=True)  # noqa: S603 (our own script, no shell)
 
 
 def read_entries(made: TaskFolder) -> list[PageEntry]:
@@ -103,44 +235,74 @@ def _page_box(row: dict[str, Any]) -> PageBox:
     return PageBox(corners, row["class_name"], row["score"])
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an earlier demo left; what is no demo's is not touched."""
-    if not (folder / "in").exists():
-        return
+# ---- the folder ------------------------------------------------------------------------------------------------------
+
+
+def clear(folder: Path) -> None:
+    """Make a folder ready for a demo: what an earlier one left is removed, first of all its page.
+
+    Raises ConfigError for a folder that holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is no folder; name another one with --to")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not _is_demos(folder):
+            raise ConfigError(f"{folder}: holds something that is no demo's; name another folder with --to")
+        (folder / PAGE).unlink(missing_ok=True)  # first
+        for name in MADE:
+            shutil.rmtree(folder / name, ignore_errors=True)
+    write_whole(folder / MARKER, b"demo.py made this folder, and replaces what it made when it runs again.\n")
+
+
+def _is_demos(folder: Path) -> bool:
+    if (folder / MARKER).is_file():
+        return True
     env: Any = None
     with contextlib.suppress(ConfigError):
         env = read_yaml(folder / "in" / "env.yaml")
-    if not isinstance(env, dict) or env.get("task_id") != TASK_ID:
-        raise ConfigError(f"{folder}: holds a task that is no demo's; name another folder with --to")
-    shutil.rmtree(folder / "in")
-    shutil.rmtree(folder / "out", ignore_errors=True)
+    return isinstance(env, dict) and env.get("task_id") == TASK_ID
+
+
+# ---- command line ----------------------------------------------------------------------------------------------------
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--weights", type=Path, default=SHARED / "weights" / "yolov5n.pt", metavar="FILE")
-    parser.add_argument("--images", type=Path, default=SHARED / "data" / "coco128" / "images", metavar="FOLDER")
-    parser.add_argument("--to", type=Path, default=ROOT / "demo-out", metavar="DIR")
-    parser.add_argument("--limit", type=int, default=200, metavar="N", help="only the first N pictures; 0: all")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a YOLOv5 .pt: don't train; needs --images")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="pictures to mine in; needs --weights")
+    parser.add_argument("--to", type=Path, default=ROOT / "demo-out", metavar="DIR", help="where all of it goes")
+    parser.add_argument("--limit", type=int, default=200, metavar="N", help="only the first N of --images; 0: all")
+    parser.add_argument("--pictures", type=int, default=340, metavar="N", help="to draw")
+    parser.add_argument("--epochs", type=int, default=60, metavar="N", help="to train")
     return parser.parse_args(arguments)
+
+
+def _show(given: argparse.Namespace) -> Path:
+    if _is_demos(given.to):  # whatever fails from here on, no old page is left to be taken for a new one
+        (given.to / PAGE).unlink(missing_ok=True)
+    if given.weights is None and given.images is None:
+        return show_all(given.to, given.pictures, given.epochs)
+    usage = "give a YOLOv5 .pt file and a folder of pictures, or neither: make demo WEIGHTS=best.pt IMAGES=pictures"
+    if given.weights is None or given.images is None:
+        raise ConfigError(f"{'--weights' if given.weights is None else '--images'}: is missing; {usage}")
+    for path in (given.weights, given.images):
+        if not path.exists():
+            raise ConfigError(f"{path}: no such file or folder; {usage}")
+    return run_demo(given.weights, given.images, given.to, given.limit)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; give the exit code."""
-    given = _parse(arguments)
-    missing = [path for path in (given.weights, given.images) if not path.exists()]
-    if missing:
-        sys.stderr.write(f"error: {missing[0]}: no such file or folder\n")
-        sys.stderr.write("give a YOLOv5 .pt file and a folder of pictures: make demo WEIGHTS=best.pt IMAGES=pictures\n")
-        return 1
     try:
-        page = run_demo(given.weights, given.images, given.to, given.limit)
-    except ExecutorError as error:
+        page = _show(_parse(arguments))
+    except (ExecutorError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except subprocess.CalledProcessError as error:
         return error.returncode if error.returncode > 0 else 1
-    sys.stdout.write(f"page:    {page}\nresults: {given.to / 'out'}\n")
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    say(f"page: {page}")
     return 0
 
 

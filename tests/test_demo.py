@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import json
-import subprocess
-import sys
+import re
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Optional
+from urllib.parse import unquote
 
 import pytest
+import simplejpeg
 import yaml
 
-from demo import main, read_entries, run_demo
+from demo import FIGURES, clear, main, read_entries, run_demo
 from make_task import TaskFolder, TaskOptions, make_task
 from utils.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -53,22 +55,90 @@ def test_a_folder_with_another_task_is_not_touched(finished: TaskFolder, yolov5n
     assert (finished.out_dir / "result.tsv").is_file()
 
 
-def test_without_pictures_two_lines_say_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--weights", str(tmp_path / "none.pt"), "--images", str(tmp_path)]) == 1
-    first, second = capsys.readouterr().err.splitlines()
-    assert first == f"error: {tmp_path}/none.pt: no such file or folder"
-    assert "make demo WEIGHTS=" in second
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--weights", "none.pt", "--images", "."], "none.pt: no such file or folder"),
+        (["--images", "."], "--weights: is missing"),
+        (["--pictures", "2"], "count: got 2"),
+    ],
+)
+def test_what_cannot_be_shown_is_told_in_one_line_and_leaves_no_old_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], says: str
+) -> None:
+    clear(tmp_path)
+    (tmp_path / "index.html").write_text("old")
+    assert main([*given, "--to", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {says}")
+    assert not (tmp_path / "index.html").exists()
 
 
-@pytest.mark.slow
-def test_the_demo_runs_twice_into_one_folder(coco_images: list[Path], yolov5n_pt: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "demo"
-    images = ["--images", str(coco_images[0].parent), "--weights", str(yolov5n_pt)]
+def test_an_earlier_demo_is_replaced_and_what_else_lies_there_stays(tmp_path: Path) -> None:
+    clear(tmp_path / "demo")
+    for name in ("training/in/env.yaml", "mining/out/result.tsv", "mine.txt"):
+        (tmp_path / "demo" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "demo" / name).write_text("x")
+    clear(tmp_path / "demo")
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"demo.txt", "mine.txt"}
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to, and its texts."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.images: list[bytes] = []
+        self.texts: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, Optional[str]]]) -> None:
+        for key, value in attrs:
+            if key in ("href", "src", "srcset", "action", "data", "xlink:href") and value is not None:
+                if value.startswith("data:image/"):
+                    self.images.append(base64.b64decode(value.partition(",")[2], validate=True))
+                else:
+                    self.references.append(value)
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_a_small_demo_trains_mines_and_shows_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "a <b> &amp; é"
+    assert main(["--epochs", "2", "--pictures", "16", "--to", str(folder)]) == 0
+    shown = capfd.readouterr()
+    assert shown.out.splitlines()[-1] == f"page: {folder}/index.html"
+    assert "trained in " in shown.out
+    assert "epoch 2 of 2" in shown.err
+    page = Page(folder / "index.html")
+    assert len(page.references) == 5
+    for reference in page.references:
+        assert (folder / unquote(reference)).resolve().is_relative_to(folder)
+        assert (folder / unquote(reference)).is_file(), reference
+    assert all(simplejpeg.is_jpeg(image) or image.startswith(b"\x89PNG") for image in page.images)
+    assert len(page.images) == len(FIGURES) + 2  # two pictures are the pool
+    assert sum(text.startswith("score ") for text in page.texts) == 2
+    assert {"Training", "Mining and inference", *FIGURES.values()} <= set(page.texts)
+    assert any(f"{folder}/data/images/pool" in text for text in page.texts)
+    assert not re.search(r"https?:|//", re.sub(r'"data:[^"]*"', "", (folder / "index.html").read_text("utf-8")))
+
+
+def test_given_pictures_are_mined_and_shown_again_and_again(
+    coco_images: list[Path], yolov5n_pt: Path, tmp_path: Path
+) -> None:
+    folder, pictures = tmp_path / "demo", tmp_path / "<b>"
+    pictures.mkdir()
+    for image in coco_images[:2]:
+        (pictures / f"<i>{image.name}").write_bytes(image.read_bytes())
+    (pictures / "\tfirst.jpg").write_bytes(b"x")  # no index can hold the name: make_task leaves it out
     for limit in (3, 2):
-        command = [sys.executable, "demo.py", *images, "--to", str(folder), "--limit", str(limit)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        assert f"page:    {folder}/index.html" in done.stdout
-        page = (folder / "index.html").read_text(encoding="utf-8")
-        assert page.count("<figure>") == page.count("data:image/jpeg") == limit
-        assert "<rect" in page
-    assert yaml.safe_load((folder / "in/env.yaml").read_text())["task_id"] == "demo"
+        given = ["--images", str(pictures), "--weights", str(yolov5n_pt), "--limit", str(limit)]
+        assert main([*given, "--to", str(folder)]) == 0
+        text = (folder / "index.html").read_text(encoding="utf-8")
+        page = Page(folder / "index.html")
+        assert len(page.images) == text.count("<li>") == limit - 1
+        assert "<rect" in text
+        assert any("pictures left out of candidate: 1" in shown for shown in page.texts)
+    assert yaml.safe_load((folder / "mining/in/env.yaml").read_text())["task_id"] == "demo"

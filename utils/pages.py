@@ -1,4 +1,4 @@
-"""Pages: pictures with boxes drawn on them, as one HTML text that needs no other file, no script and no network."""
+"""Pages: figures, and pictures with boxes drawn on them, as one HTML text that needs no script and no network."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Optional
+from urllib.parse import quote
 
 GOLDEN_ANGLE = 137.508  # degrees: hues that many apart stay distinct, however many there are
+PNG = b"\x89PNG"
 FONT_SHARE = 1 / 24  # of a picture's width: all are shown equally wide
 
 STYLE = """
 :root { color-scheme: light dark; font: 16px/1.4 system-ui, sans-serif; }
 body { margin: 0 auto; max-width: 90rem; padding: 1rem; }
 h1 { font-size: 1.4rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
+h2 { border-top: 1px solid #8886; font-size: 1.2rem; margin: 2rem 0 .5rem; padding-top: 1rem; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: 0 0 1.5rem; }
 dt { opacity: .7; }
 dd { margin: 0; overflow-wrap: anywhere; }
@@ -28,6 +31,8 @@ img { display: block; height: auto; width: 100%; }
 svg { height: 100%; left: 0; position: absolute; top: 0; width: 100%; }
 rect { fill: none; stroke-width: 2px; vector-effect: non-scaling-stroke; }
 text { font-weight: 600; paint-order: stroke; stroke: #000; stroke-width: .25em; stroke-linejoin: round; }
+section > figure { margin: 1rem 0; width: fit-content; max-width: 100%; }
+section > figure img { max-width: 100%; width: auto; }
 figcaption { padding: .5rem .75rem; }
 figcaption p { margin: 0; overflow-wrap: anywhere; }
 .name { font-weight: 600; }
@@ -60,16 +65,37 @@ class PageEntry:
     remark: str = ""
 
 
-def build_page(title: str, facts: Mapping[str, str], entries: Sequence[PageEntry]) -> str:
-    """Give the HTML text: the title, facts as a list, then the pictures, numbered in their order.
+@dataclass(frozen=True)
+class PageFigure:
+    """A picture that is shown as it is, such as curves: the bytes of a JPEG or PNG."""
+
+    caption: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class PageSection:
+    """A part of a page: a heading, a sentence, figures, pictures with boxes, and files to open.
+
+    files: paths from the page's folder, which become links.
+    """
+
+    title: str = ""
+    remark: str = ""
+    figures: tuple[PageFigure, ...] = ()
+    entries: tuple[PageEntry, ...] = ()
+    files: tuple[str, ...] = ()
+
+
+def build_page(title: str, facts: Mapping[str, str], sections: Sequence[PageSection]) -> str:
+    """Give the HTML text: the title, facts as a list, then the sections, whose pictures are numbered in their order.
 
     All names come out escaped. The page's own policy allows its one style sheet and embedded pictures, nothing else.
     """
     hues: dict[str, float] = {}
-    for entry in entries:
-        for box in entry.boxes:
-            hues.setdefault(box.class_name, len(hues) * GOLDEN_ANGLE % 360)
-    items = "\n".join(_item(number, entry, hues) for number, entry in enumerate(entries, start=1))
+    for box in (box for section in sections for entry in section.entries for box in entry.boxes):
+        hues.setdefault(box.class_name, len(hues) * GOLDEN_ANGLE % 360)
+    body = "\n".join(_section(section, hues) for section in sections)
     listed = "".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>" for key, value in facts.items())
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
@@ -86,12 +112,34 @@ def build_page(title: str, facts: Mapping[str, str], entries: Sequence[PageEntry
 <body>
 <h1>{html.escape(title)}</h1>
 <dl>{listed}</dl>
-<ol>
-{items}
-</ol>
+{body}
 </body>
 </html>
 """
+
+
+def _section(section: PageSection, hues: Mapping[str, float]) -> str:
+    parts = [f"<h2>{html.escape(section.title)}</h2>"] if section.title else []
+    if section.remark:
+        parts.append(f"<p>{html.escape(section.remark)}</p>")
+    if section.files:
+        links = (f'<a href="./{quote(file)}">{html.escape(file)}</a>' for file in section.files)
+        parts.append(f"<p>{', '.join(links)}</p>")
+    parts += [_figure(figure) for figure in section.figures]
+    if section.entries:
+        items = "\n".join(_item(number, entry, hues) for number, entry in enumerate(section.entries, start=1))
+        parts.append(f"<ol>\n{items}\n</ol>")
+    return f"<section>{''.join(parts)}</section>"
+
+
+def _figure(figure: PageFigure) -> str:
+    caption = html.escape(figure.caption)
+    return f'<figure><img src="{_embedded(figure.content)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+
+
+def _embedded(content: bytes) -> str:
+    kind = "png" if content.startswith(PNG) else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _item(number: int, entry: PageEntry, hues: Mapping[str, float]) -> str:
@@ -105,10 +153,9 @@ def _item(number: int, entry: PageEntry, hues: Mapping[str, float]) -> str:
     picture = ""
     if entry.thumbnail_jpeg:
         height, width = entry.image_hw
-        data = base64.b64encode(entry.thumbnail_jpeg).decode()
         size = f'width="{width}" height="{height}"'
         picture = (
-            f'<div><img src="data:image/jpeg;base64,{data}" {size} alt="{name}">'
+            f'<div><img src="{_embedded(entry.thumbnail_jpeg)}" {size} alt="{name}">'
             f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">{_drawing(entry, hues)}</svg></div>'
         )
     return f"<li><figure>{picture}<figcaption>{''.join(lines)}</figcaption></figure></li>"
