@@ -27,7 +27,7 @@ from utils.batches import Batch, BatchReader, Tally, input_side, load
 from utils.console import Console
 from utils.datasets import read_data_yaml, read_names
 from utils.errors import ConfigError, ImageError
-from utils.letterbox import Letterbox, place_on
+from utils.letterbox import Letterbox, input_stride, place_on
 from utils.media import Source, find_sources
 from utils.passes import CPU_PASS, cpu_pass
 from utils.process import OneLineParser, exit_code, leave, prepare_process
@@ -118,7 +118,7 @@ def detect(
     sources = find_sources(settings.source)
     checkpoint = read_checkpoint(settings.weights)
     names = class_names(settings, checkpoint)
-    stride = max(checkpoint.strides)
+    stride = input_stride(checkpoint.strides)
     fitting = Fitting((input_side(settings.img_hw[0], stride), input_side(settings.img_hw[1], stride)), stride)
     pictures = [source for source in sources if not source.is_video]
     most_at_once = guess_batch_size(settings.device)

@@ -302,8 +302,9 @@ def read_weights(task: TaskConfig) -> Checkpoint:
 def placing_of(loader: LoaderSettings, checkpoint: Optional[Checkpoint]) -> Placing:
     """Give how pictures are placed on a model's input; without a model any size will do."""
     from utils.batches import Placing, input_side
+    from utils.letterbox import input_stride
 
-    stride = max(checkpoint.strides) if checkpoint else 1
+    stride = input_stride(checkpoint.strides) if checkpoint else 1
     return Placing(loader.letterbox, input_side(loader.img_size, stride), stride)
 
 

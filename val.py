@@ -27,6 +27,7 @@ from utils.detections import Detections
 from utils.errors import ConfigError, ImageError, WeightsError
 from utils.labelled import LabelledReader, LabelledSet, yolo_set
 from utils.labels import Labels
+from utils.letterbox import input_stride
 from utils.metrics import ConfusionMatrix, Found, IntArray, Matches, Metrics, Truth, compare, compute_metrics, join
 from utils.passes import CPU_PASS, even_share
 from utils.plots import clean_name, write_confusion, write_curves
@@ -226,7 +227,7 @@ def validate(settings: ValSettings, saving: SaveSettings, progress: Progress = N
         labelled = as_one_class(labelled)
     else:
         check_names(settings, data.names, checkpoint)
-    reader = LabelledReader(labelled, settings.loader, max(checkpoint.strides), settings.is_rect, progress)
+    reader = LabelledReader(labelled, settings.loader, input_stride(checkpoint.strides), settings.is_rect, progress)
     with closing(reader):
         candidates_of = make_candidates(checkpoint, settings, len(labelled.shots))
         outputs = Outputs(saving, labelled.names)

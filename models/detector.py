@@ -20,6 +20,7 @@ from models.yolo import DetectionModel, parse_spec
 from utils.batches import Batch, Canvas, Item
 from utils.detections import Detections
 from utils.errors import ConfigError, DeviceError, DeviceMemoryError, NoDeviceError, WeightsError
+from utils.letterbox import input_stride
 from utils.machine import usable_cpus
 from utils.nms import select_boxes
 from utils.passes import CPU_NAMES, CPU_PASS
@@ -147,7 +148,7 @@ class Detector:
     @property
     def stride(self) -> int:
         """What both sides of an input must be multiples of."""
-        return max(self.strides)
+        return input_stride(self.strides)
 
     def maps(self, batch: Batch[Item]) -> Iterator[RawMaps]:
         """Give the raw maps of a batch, in fp32, some pictures at a time and in their order.

@@ -25,6 +25,7 @@ from utils.anchors import Anchors, BoxSizes, fit_anchors
 from utils.distributed import World, all_sum, gather_objects
 from utils.errors import ConfigError, WeightsError
 from utils.label_table import LabelTable
+from utils.letterbox import input_stride
 from utils.loss import DetectionLoss, HeadShape, LossSettings, make_loss
 from utils.machine import count_cpus
 from utils.optim import (
@@ -130,7 +131,7 @@ def network_of(state: ResumeState, classes: int, activation: str) -> DetectionMo
 
 def set_anchors(model: DetectionModel, spec: ModelSpec, table: LabelTable, config: TrainConfig, tells: bool) -> None:
     """Fit the anchors to the boxes where those that there are suit them badly. Raises DatasetError (no box to fit)."""
-    side = training_side(config.img_size, max(model.stride))
+    side = training_side(config.img_size, input_stride(model.stride))
     sizes_px = table.boxes_px[:, 2:] - table.boxes_px[:, :2]  # (M, 2)
     pictures = table.picture_of_rows()  # (M,)
     longest = table.sizes_hw.max(axis=1)  # (N,)
@@ -180,7 +181,7 @@ def build_training(
     decay = scaled_decay(hyp.weight_decay, config.batch_size, config.nominal_batch)
     optimizer = make_optimizer(config.optimizer, model, hyp.lr0, hyp.momentum, decay)
     head = HeadShape(model.detect.nc, model.detect.anchors, model.stride)
-    side = training_side(config.img_size, max(model.stride))
+    side = training_side(config.img_size, input_stride(model.stride))
     settings = LossSettings(hyp, side, config.label_smoothing, config.autobalance, config.quad)
     loss = make_loss(settings, head, all_sum if world.size > 1 else None)
     quietly = make_loss(replace(settings, is_autobalanced=False, is_quad=False), head)
@@ -228,6 +229,6 @@ def with_found_batch_size(
     before = None if resumed is None else stored_settings(resumed).get("batch_size")
     if isinstance(before, int) and 1 <= before <= MOST_FOUND and not before % machine.world.size:
         return replace(config, batch_size=before)  # else a run would go on with other batches
-    side = training_side(config.img_size, max(network.stride))
+    side = training_side(config.img_size, input_stride(network.stride))
     each = min(gather_objects(find_batch_size(network, side, machine.device, machine.precision)))
     return replace(config, batch_size=each * machine.world.size)

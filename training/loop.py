@@ -34,6 +34,7 @@ from utils.distributed import World, all_sum, from_main, joined
 from utils.errors import NotFiniteError, StoppedError, WeightsError
 from utils.files import remove_scraps
 from utils.label_table import LabelTable
+from utils.letterbox import input_stride
 from utils.progress import Progress
 from utils.settings import LoaderSettings
 from utils.train_log import TrainLog
@@ -97,7 +98,7 @@ def _make_run(job: TrainJob, scans: Scans, machine: Machine, progress: Progress,
     network = build_network(job, table, resumed, tells=world.rank == 0)
     config = with_found_batch_size(job.config, network, machine, resumed)
     job = replace(job, config=config)
-    stride = max(network.stride)
+    stride = input_stride(network.stride)
     if world.rank == 0:
         tell_of_side(config, stride)
     loader, training_set, store = build_loader(job, scans, stride, world, progress)

@@ -23,6 +23,7 @@ from training.validation import Validated, Validator
 from utils.distributed import World, gather_objects
 from utils.errors import StoppedError
 from utils.hyp import hyp_as_dict
+from utils.letterbox import input_stride
 from utils.metrics import Metrics
 from utils.picture_store import PictureStore
 from utils.plots import write_jpeg
@@ -99,7 +100,7 @@ class Run:
         """Give the input's side for a batch, by its number since the start; None: as the batch comes."""
         if not self.config.multi_scale:
             return None
-        stride = max(self.training.model.stride)
+        stride = input_stride(self.training.model.stride)
         side = training_side(self.config.img_size, stride)
         drawn = generator(self.config.seed, number, 0, SCALE_WORD).uniform(0.5 * side, 1.5 * side + stride)
         return int(drawn // stride) * stride

@@ -19,6 +19,7 @@ from training.saver import writing
 from utils.batches import Batch, BatchReader, Placing, Shot
 from utils.label_table import LabelTable
 from utils.labelled import ignore
+from utils.letterbox import input_stride
 from utils.metrics import Metrics
 from utils.progress import Progress
 from utils.settings import LoaderSettings
@@ -44,7 +45,7 @@ def write_mining_stats(run: Run, metrics: Optional[Metrics], progress: Progress)
     table, config = run.training_set.table, run.config
     drawn = generator(config.seed, 0, 0, SEED_WORD).permutation(len(table))[:MAX_FEATURES]
     shots = [table.shots[index] for index in sorted(drawn.tolist())]
-    stride = max(checkpoint.strides)
+    stride = input_stride(checkpoint.strides)
     placing = Placing(LETTERBOX, training_side(config.img_size, stride), stride)
     loader = LoaderSettings(
         placing.side, LETTERBOX, batch_size=AT_ONCE, workers=config.workers, pictures=config.pictures

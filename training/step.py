@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from models.detector import DTYPES, device_errors
 from models.yolo import DetectionModel
 from utils.errors import DeviceMemoryError, NotFiniteError
+from utils.letterbox import input_stride
 from utils.loss import DetectionLoss
 from utils.optim import Ema
 
@@ -52,7 +53,7 @@ class Stepper:
         self._wrapped = wrapped
         self._loss = loss
         self._device = device
-        self._stride = max(model.stride)
+        self._stride = input_stride(model.stride)
         self._precision = precision
         self._scaler: Any = _make_scaler(precision)
         self._may_split = wrapped is model  # ranks must pass through the network equally often

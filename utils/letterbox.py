@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -11,6 +12,12 @@ import numpy.typing as npt
 
 BoxArray = npt.NDArray[np.floating]
 GREY = 114  # YOLOv5's border
+LEAST_STRIDE = 32  # of what an input's sides are multiples of: a network without output there may yet shrink that far
+
+
+def input_stride(strides: Sequence[int]) -> int:
+    """Give what the sides of an input must be multiples of, in px. strides: of a network's outputs."""
+    return max(LEAST_STRIDE, *strides)
 
 
 @dataclass(frozen=True)
