@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import errno
 import os
 import random
@@ -27,6 +28,8 @@ from utils.errors import ConfigError, DatasetError, ExecutorError, ImageError, W
 from utils.labels import FaultLog
 from utils.safe_yaml import parse_yaml, read_yaml
 from utils.sources import Source, open_source
+from ymir.params import OTHER_SPELLINGS, TaskParams
+from ymir.weights import choose_weights
 
 TASKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -39,6 +42,8 @@ TASKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 TEMPLATES: Mapping[str, str] = MappingProxyType({"train": "training", "infer": "infer", "mining": "mining"})
 PLACINGS = ("auto", "copy", "link")  # auto: hard links, copies where the file system has none
 STAGE = "yolov5_best"
+KNOWN_KEYS = (*TaskParams.model_fields, *OTHER_SPELLINGS)
+TOLD_OF_TRAINING = ("model", "epochs", "img_size", "batch_size_per_gpu", "gpu_id")
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,21 @@ class TaskOptions:
                 raise ConfigError(f"{key}: got {value!r}, need one of {', '.join(allowed)}")
         if "class_names" in self.settings:
             raise ConfigError("--set class_names: give --class-names a,b")
+        for key in self.unread_keys:
+            near = difflib.get_close_matches(key.lower(), KNOWN_KEYS, n=1, cutoff=0.7)
+            if near:
+                raise ConfigError(f"--set {key}: there is no such key; the nearest one is {near[0]}")
         if self.limit < 0 or not 0 <= self.val_share < 1:
             raise ConfigError(
                 "limit: need 0 or more" if self.limit < 0 else "val-share: need a share from 0 to below 1"
             )
         if not all(part.isdigit() for part in self.protocol.split(".")):
             raise ConfigError(f"protocol: got {self.protocol!r}, need a version such as 1.1.0")
+
+    @property
+    def unread_keys(self) -> tuple[str, ...]:
+        """Keys of the settings that no task of ours reads."""
+        return tuple(key for key in self.settings if key not in KNOWN_KEYS)
 
     @property
     def has_stages(self) -> bool:
@@ -241,12 +255,19 @@ class _Maker:
         names = self.options.class_names
         if self.task == "train":
             names = names or self.source.class_names
-        checkpoints = [path for path in self.options.weights if path.suffix == ".pt"]
-        if not names and checkpoints:
-            names = read_checkpoint(checkpoints[0]).names
-        names = names or self.source.class_names
+        chosen = choose_weights(self.options.weights)  # as the task will
+        is_told = chosen is not None and chosen.suffix.lower() == ".pt"
+        if chosen is not None and is_told and not names:
+            names = read_checkpoint(chosen).names
+        if not names and self.source.class_names:
+            names = self.source.class_names
+            if chosen is not None and not is_told:
+                self.notes.append(f"class_names: the source's; those of {chosen.name} can't be read, only a .pt's can")
         if not names:
-            raise ConfigError("class_names: neither the weights nor the source name any; give --class-names a,b")
+            asked = "neither weights nor source name any"
+            if chosen is not None:
+                asked = f"{chosen.name} can't be asked (only a .pt can), and the source names none"
+            raise ConfigError(f"class_names: {asked}; give --class-names a,b")
         return tuple(names)
 
     # --- configuration ---
@@ -261,6 +282,8 @@ class _Maker:
             config["export_format"] = f"{self.options.label_format}:raw"
         config["pretrained_model_params" if kind == "train" else "model_params_path"] = list(weights)
         config.update(self.options.settings)
+        if self.options.unread_keys:
+            self.notes.append(f"keys that no task reads: {', '.join(self.options.unread_keys)}")
         config.setdefault("class_names", list(self._class_names()))
         if kind != "train" and not weights and config.get("mining_algorithm") != "random":
             raise WeightsError(f"--weights: missing; {self.task} needs a weights file, such as a training's best.pt")
@@ -393,7 +416,12 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     counts = ", ".join(f"{count} {name}" for name, count in made.counts.items())
     here, docker = made.commands
-    lines = [f"made {made.in_dir}: pictures: {counts}", *made.notes, "run it:", f"  {here}", "or in an image:"]
+    lines = [f"made {made.in_dir}: pictures: {counts}", *made.notes]
+    if given.task == "train":
+        config = read_yaml(made.in_dir / "config.yaml")
+        told = ", ".join(f"{key}={config[key]}" for key in TOLD_OF_TRAINING)
+        lines.append(f"trains with {told} (--set changes them)")
+    lines += ["run it:", f"  {here}", "or in an image:"]
     sys.stdout.write("\n".join([*lines, f"  {docker}"]) + "\n")
     return 0
 

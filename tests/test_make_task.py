@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from make_task import TaskFolder, TaskOptions, main, make_task
 from utils.errors import ConfigError, DatasetError, ExecutorError, WeightsError
 from utils.labels import READERS, Labels, LabelSource, PictureFile, yolo_label_path
+from utils.shapes import write_shapes
 from utils.sources import stored_boxes
 from ymir.config import read_task
 
@@ -304,6 +305,53 @@ def test_bad_input_is_an_error_and_leaves_nothing_behind(pictures: Path, tmp_pat
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         TaskOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [("mining_algoritm", "mining_algorithm"), ("Epochs", "epochs"), ("batch_size", "batch_size_per_gpu")],
+)
+def test_a_misspelt_key_is_refused_with_the_nearest_one(key: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--set {key}: there is no such key; the nearest one is {nearest}"):
+        TaskOptions(settings={key: 1})
+
+
+def test_keys_of_nobody_are_kept_and_said_and_other_spellings_are_known(pictures: Path, tmp_path: Path) -> None:
+    settings = {"mining_algorithm": "random", "my_plugin": 1, "activate": "ReLU"}
+    made = make_task(pictures, tmp_path / "task", "mining", TaskOptions(class_names=("a",), settings=settings))
+    assert made.notes == ("keys that no task reads: my_plugin",)
+    assert config_of(made)["my_plugin"] == 1
+
+
+def test_classes_of_weights_that_cannot_be_asked_are_the_sources_or_have_to_be_given(
+    pictures: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "best.onnx"
+    weights.write_bytes(b"not looked at")
+    options = TaskOptions(weights=(weights,))
+    with pytest.raises(ConfigError, match=r"best\.onnx can't be asked .*; give --class-names a,b"):
+        make_task(pictures, tmp_path / "task", "infer", options)
+    (pictures / "data.yaml").write_text("{path: ., train: a, val: a, nc: 1, names: [cat]}")
+    made = make_task(pictures / "data.yaml", tmp_path / "task", "infer", options)
+    assert config_of(made)["class_names"] == ["cat"]
+    assert made.notes == ("class_names: the source's; those of best.onnx can't be read, only a .pt's can",)
+
+
+def test_the_classes_are_those_of_the_weights_that_the_task_will_load(
+    pictures: Path, tmp_path: Path, yolov5n_pt: Path
+) -> None:
+    best = tmp_path / "best.pt"
+    shutil.copyfile(yolov5n_pt, best)
+    (tmp_path / "a.pt").write_bytes(b"broken")
+    made = make_task(pictures, tmp_path / "task", "infer", TaskOptions(weights=(tmp_path / "a.pt", best)))
+    assert len(config_of(made)["class_names"]) == 80
+
+
+def test_a_training_task_says_what_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_shapes(tmp_path / "data", 3, side=96)
+    assert main([str(data), "--to", str(tmp_path / "task"), "--task", "train", "--set", "epochs=7"]) == 0
+    told = "trains with model=yolov5s, epochs=7, img_size=640, batch_size_per_gpu=16, gpu_id= (--set changes them)"
+    assert told in capsys.readouterr().out.splitlines()
 
 
 def test_a_task_that_is_there_is_not_touched(pictures: Path, tmp_path: Path) -> None:
