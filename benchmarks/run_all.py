@@ -12,11 +12,12 @@ from benchmarks.peer import PEER
 from benchmarks.rounds import ROOT
 
 BENCHMARKS = ("forward", "inference", "startup", "pictures", "memory")
+WITH_PEER = ("against_peer", "loader", "training")
 
 
 def main() -> None:
     """Run them; each prints its own table."""
-    names = [*BENCHMARKS, "against_peer"] if (PEER / "made").is_file() else list(BENCHMARKS)
+    names = [*BENCHMARKS, *WITH_PEER] if (PEER / "made").is_file() else list(BENCHMARKS)
     for name in names:
         sys.stdout.flush()
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=ROOT, check=True)

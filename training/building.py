@@ -38,7 +38,7 @@ from utils.optim import (
     scaled_decay,
 )
 from utils.passes import CPU_NAMES
-from utils.picture_store import PictureStore, StoreSettings
+from utils.picture_store import SHARE_OF_FREE, PictureStore, StoreSettings, free_memory_bytes
 from utils.progress import Progress
 from utils.sync_norm import to_sync_norm
 from utils.train_settings import FIND_BATCH_SIZE, TrainConfig
@@ -212,7 +212,8 @@ def build_loader(
     table = scans.train.table
     side = training_side(config.img_size, stride)
     folder = job.folders.root / PICTURES if config.cache == "disk" else None
-    store = PictureStore(table, StoreSettings(side, config.pictures, config.cache, folder))
+    limit = None if world.local_size == 1 else int(free_memory_bytes() * SHARE_OF_FREE) // world.local_size
+    store = PictureStore(table, StoreSettings(side, config.pictures, config.cache, folder, limit))
     store.fill(config.workers, progress)
     samples = SampleSettings(side, config.seed, rect=config.rect, batch_size=config.batch_size, stride=stride)
     training_set = TrainingSet(table, store, config.hyp, samples)
