@@ -25,8 +25,9 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import train
 from models.checkpoint import read_checkpoint
+from models.common import Conv
 from models.resume import ResumeState, read_resume
-from models.yolo import Conv, DetectionModel
+from models.yolo import DetectionModel
 from tests.conftest import ROOT
 from training.building import choose_machine
 from training.data import scan_sets
@@ -40,20 +41,7 @@ from utils.train_options import parse_options
 from utils.training_loader import TrainBatch
 
 TRAINED, VALIDATED_ON = 8, 4  # pictures: two batches and one
-USUAL = [
-    "--epochs",
-    "1",
-    "--img",
-    "96",
-    "--batch-size",
-    "4",
-    "--device",
-    "cpu",
-    "--workers",
-    "2",
-    "--noplots",
-    "--noautoanchor",
-]
+USUAL = shlex.split("--epochs 1 --img 96 --batch-size 4 --device cpu --workers 2 --noplots --noautoanchor")
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +175,7 @@ COLUMNS = [
 
 
 def test_a_run_leaves_all_that_yolov5_leaves(usual: list[str], data: Path, tmp_path: Path, yolov5n_pt: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
     before = sorted(data.parent.rglob("*"))
     options = [option for option in usual if option not in ("--noplots", "--noautoanchor")]
@@ -396,7 +384,10 @@ def test_two_ranks_with_synchronised_norms(usual: list[str], tmp_path: Path) -> 
 # ---- what is built ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "kind"), [("SGD", torch.optim.SGD), ("Adam", torch.optim.Adam), ("AdamW", torch.optim.AdamW)])  # fmt: skip
+OPTIMIZERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+
+
+@pytest.mark.parametrize(("name", "kind"), OPTIMIZERS.items())
 def test_optimizers(name: str, kind: type[torch.optim.Optimizer], made: Making) -> None:
     optimizer = made("--optimizer", name).training.optimizer
     assert type(optimizer) is kind
@@ -530,8 +521,9 @@ def test_what_is_wrong_is_told_in_the_last_line(
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("lr0: fast\n", r"hyp lr0: got 'fast'"), ("{", r"h\.yaml"), ("- 1\n", r"h\.yaml"), ("mosaic: 2\n", "mosaic")]
-)  # fmt: skip
+    ("text", "words"),
+    [("lr0: fast\n", r"hyp lr0: got 'fast'"), ("{", r"h\.yaml"), ("- 1\n", r"h\.yaml"), ("mosaic: 2\n", "mosaic")],
+)
 def test_a_broken_hyp_file(text: str, words: str, usual: list[str], tmp_path: Path, capfd: Any) -> None:
     (tmp_path / "h.yaml").write_text(text)
     assert re.search(words, refused(capfd, *usual, "--hyp", str(tmp_path / "h.yaml")))
