@@ -21,7 +21,7 @@ from training.saver import Saver, tolerating, writing
 from training.state import Training
 from training.validation import Validated, Validator
 from utils.distributed import World, gather_objects
-from utils.errors import StoppedError
+from utils.errors import ImageError, StoppedError
 from utils.hyp import hyp_as_dict
 from utils.letterbox import input_stride
 from utils.metrics import Metrics
@@ -61,6 +61,7 @@ class Run:
     log: Optional[TrainLog] = None
     class_maps: Any = None
     drawn: int = 0
+    told_of: int = 0  # pictures that are damaged or can't be read
     last: FitResult = field(default_factory=lambda: FitResult(0))
 
     # ---- what the loop asks
@@ -166,6 +167,7 @@ class Run:
             is_best = training.best.offer(epoch, 0.0, 0.0, 0.0)
         training.means.clear()
         training.position.next_epoch()
+        self._tell_of_pictures()
         if self.world.rank == 0:
             self._tell(epoch, losses, validated, pictures_per_s)
             # last.pt comes last: whoever is killed before it does the epoch again, and writes all of this again.
@@ -249,6 +251,19 @@ class Run:
             pictures_per_s,
             memory_gb(),
         )
+
+    def _tell_of_pictures(self) -> None:
+        """Log what was found of pictures since the last time. Raises ImageError where not one can be read."""
+        store = self.store
+        if store.unreadable.count == len(store):
+            raise ImageError(f"not one of {len(store)} pictures can be read, such as {store.unreadable.examples[0]}")
+        if self.told_of == store.unreadable.count + store.damaged.count:
+            return
+        self.told_of = store.unreadable.count + store.damaged.count
+        if store.unreadable.count:
+            LOGGER.warning("%s", store.unreadable.summary("training pictures can't be read and are grey"))
+        if store.damaged.count:
+            LOGGER.warning("%s", store.damaged.summary("training pictures are damaged and used as far as they go"))
 
     def load(self, state: ResumeState) -> None:
         """Go on where `state` was taken. Raises WeightsError."""

@@ -57,11 +57,15 @@ class StageWriter:
 
     def add_file(self, name: str) -> None:
         """List one more file of the models' folder with every stage, now that it is whole."""
-        stages = [replace(stage, files=(*stage.files, name)) for stage in read_stages(self.result_file)]
+        stages = [
+            stage if name in stage.files else replace(stage, files=(*stage.files, name))
+            for stage in read_stages(self.result_file)
+        ]
         write_stages(self.result_file, self.models_dir, stages, old_protocol=self.is_old_protocol)
 
     def _stage(self, name: str, files: Sequence[str], mean_ap: float) -> ModelStage:
-        own = [BEST, LAST, *files]
+        # An epoch's stage must hold no other weights: who takes it would find best.pt first, or the newest .pt.
+        own = files if name == BEST_STAGE else [BEST, LAST, *files]
         more = [found for found in matching_files(self.models_dir, self.patterns) if found not in own]
         return ModelStage(name, (*files, *more), mean_ap, int(time.time()))
 

@@ -64,6 +64,7 @@ class Validator:
         self._loss = loss
         self._machine = machine
         self._device, self._world = machine.device, machine.world
+        self._has_told = False
         pictures = min(settings.batch_size, max(len(table), 1))
         chunk = even_share(pictures, CPU_PASS) if self._device.type == "cpu" else settings.batch_size
         self._chunk = min(chunk, at_once or chunk)
@@ -106,9 +107,20 @@ class Validator:
                 compared = compare_all(tally.candidates(detector), reader, NMS, watchers)
             except StoppedError as error:  # told to the others, who would wait for this rank
                 stopped = str(error)
+        self._tell_of(reader)
         shares = gather_objects(_Share(compared, tally.sums(), stopped))
         # Computed once: ranks on unlike processors might differ in a last digit, and then in what they do next.
         return from_main(self._summary(shares))
+
+    def _tell_of(self, reader: LabelledReader) -> None:
+        """Log what is wrong with the pictures, once: they are the same at every validation."""
+        if self._has_told:
+            return
+        self._has_told = True
+        if reader.unreadable.count:
+            LOGGER.warning("%s", reader.unreadable.summary("validation pictures can't be read and are left out"))
+        if reader.damaged.count:
+            LOGGER.warning("%s", reader.damaged.summary("validation pictures are damaged and used as far as they go"))
 
     def _summary(self, shares: Sequence[_Share]) -> Validated:
         """Put the ranks' work together. Raises StoppedError where one of them broke off."""
