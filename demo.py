@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Optional
@@ -102,7 +102,9 @@ def show_all(folder: Path, pictures: int, epochs: int) -> Path:
     story = Story()
     weights = train(data, folder / "training", epochs, story)
     say("3 of 3: mining and detecting in the pictures that have no labels")
-    return mine(weights, data.parent / "images" / "pool", folder, 0, story)
+    settings = {"img_size": TRAINING["img_size"]}  # as it was trained
+    options = TaskOptions(weights=(weights,), settings=settings)
+    return mine(data.parent / "images" / "pool", folder, options, story)
 
 
 def run_demo(weights: Path, images: Path, folder: Path, limit: int) -> Path:
@@ -112,7 +114,7 @@ def run_demo(weights: Path, images: Path, folder: Path, limit: int) -> Path:
     subprocess.CalledProcessError where start.py failed (it has said why).
     """
     clear(folder)
-    return mine(weights, images, folder, limit, Story())
+    return mine(images, folder, TaskOptions(weights=(weights,), limit=limit), Story())
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -161,16 +163,15 @@ def _children_cpu_s() -> float:
 # ---- mining ----------------------------------------------------------------------------------------------------------
 
 
-def mine(weights: Path, images: Path, folder: Path, limit: int, story: Story) -> Path:
+def mine(images: Path, folder: Path, options: TaskOptions, story: Story) -> Path:
     """Run a mining and inference task on pictures, and write the page."""
-    settings = {"mining_algorithm": ALGORITHM, "task_id": TASK_ID}
-    options = TaskOptions(weights=(weights,), settings=settings, limit=limit)
-    made = make_task(images, folder / "mining", "mining+infer", options)
+    settings = {**options.settings, "mining_algorithm": ALGORITHM, "task_id": TASK_ID}
+    made = make_task(images, folder / "mining", "mining+infer", replace(options, settings=settings))
     story.note(made)
     run_task(made)
     entries = read_entries(made)
-    limited = f" (at most {limit})" if len(entries) == limit else ""
-    story.facts["mined"] = f"{len(entries)} pictures of {images}{limited}, with {weights}"
+    limited = f" (at most {options.limit})" if len(entries) == options.limit else ""
+    story.facts["mined"] = f"{len(entries)} pictures of {images}{limited}, with {options.weights[0]}"
     remark = (
         f"In mining order by {ALGORITHM}, with what the network finds: the first ones leave it most in doubt and are "
         "worth labelling most."

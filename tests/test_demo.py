@@ -122,6 +122,10 @@ def test_a_small_demo_trains_mines_and_shows_it(tmp_path: Path, capfd: pytest.Ca
     assert sum(text.startswith("score ") for text in page.texts) == 2
     assert {"Training", "Mining and inference", *FIGURES.values()} <= set(page.texts)
     assert any(f"{folder}/data/images/pool" in text for text in page.texts)
+    trained, mined = (
+        yaml.safe_load((folder / f"{name}/in/config.yaml").read_text()) for name in ("training", "mining")
+    )
+    assert trained["img_size"] == mined["img_size"]
     assert not re.search(r"https?:|//", re.sub(r'"data:[^"]*"', "", (folder / "index.html").read_text("utf-8")))
 
 
