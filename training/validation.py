@@ -88,7 +88,9 @@ class Validator:
     def alone(self) -> Validator:
         """Give the same for one rank, without the others."""
         settings = replace(self._settings, batch_size=self._settings.batch_size * self._world.size)
-        return Validator(self._table, settings, self._loss, replace(self._machine, world=World()), self._chunk)
+        other = Validator(self._table, settings, self._loss, replace(self._machine, world=World()), self._chunk)
+        other._has_told = self._has_told
+        return other
 
     def _validate(self, model: DetectionModel, progress: Progress, watchers: Sequence[Watcher]) -> Validated:
         if self._world.size > 1:
