@@ -117,7 +117,7 @@ def resumed_job(options: TrainOptions) -> TrainJob:
     data = Path(options.data or str(about.get("data", "")))
     if options.data is None and not about.get("data"):
         raise ConfigError(f"--resume: {last} doesn't say what it was trained on; give --data")
-    config = apply(options, config_from_plain(about["config"], str(last)))
+    config = apply(options, config_from_plain(about.get("config"), str(last)))
     job = make_job(replace(config, resume="must"), data, last.parent.parent, options.plots)
     return replace(job, resume_from=last)
 

@@ -30,6 +30,13 @@ LOGGER = logging.getLogger(__name__)
 
 MAX_RAW_BYTES = 256 << 20  # raw maps of one pass (SPEC section 6)
 
+# What allocators say: CUDA's, torch's own, the system's, C++'s; and oneDNN, which tells no cause (its refusals of what
+# it can't compute speak of descriptors).
+LACKS_MEMORY = (
+    *("out of memory", "can't allocate memory", "Cannot allocate memory", "bad_alloc"),
+    *("could not create a primitive", "could not execute a primitive", "could not create a memory"),
+)
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -122,7 +129,7 @@ def device_errors() -> Iterator[None]:
         raise DeviceMemoryError("memory ran out; use a smaller batch_size_per_gpu or img_size") from cause
     except RuntimeError as cause:
         first = str(cause).split("\n", 1)[0][:200]
-        if "out of memory" in str(cause) or "can't allocate memory" in str(cause):
+        if any(words in str(cause) for words in LACKS_MEMORY) and "primitive descriptor" not in first:
             raise DeviceMemoryError(
                 f"memory ran out ({first}); use a smaller batch_size_per_gpu or img_size"
             ) from cause

@@ -20,6 +20,7 @@ from utils.errors import DeviceMemoryError, NotFiniteError
 from utils.letterbox import input_stride
 from utils.loss import DetectionLoss
 from utils.optim import Ema
+from utils.process import give_memory_back
 
 LOGGER = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class Stepper:
     def _forget(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.dropped += 1
+        give_memory_back()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import sys
@@ -51,6 +52,17 @@ def keep_memory() -> None:
     if mallopt is not None:
         for parameter, value in (MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD):
             mallopt(parameter, value)
+
+
+def give_memory_back() -> None:
+    """Give the system what glibc keeps (see keep_memory): where memory ran out, others need it, as oneDNN for its code.
+
+    Elsewhere nothing happens.
+    """
+    malloc_trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        gc.collect()
+        malloc_trim(0)
 
 
 class OneLineFormatter(logging.Formatter):
