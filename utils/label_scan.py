@@ -105,9 +105,9 @@ def _scan(
             if shot.refused is not None:
                 raise ImageError(shot.refused)
             image_hw = read_picture_hw(shot.path, pictures)
-        except ImageError as error:
+            return image_hw, labelled.labels_of(shot, image_hw)
+        except ImageError as error:  # also of a picture whose annotation is missing
             return error
-        return image_hw, labelled.labels_of(shot, image_hw)
 
     builder, faults, unreadable, kept = TableBuilder(labelled.names), FaultLog(), Tally(), []
     for position, found in enumerate(_in_chunks(find, labelled.shots, workers, progress)):
