@@ -34,7 +34,7 @@ from utils.process import INTERRUPTED
 from utils.safe_yaml import read_yaml
 from utils.settings import PictureSettings
 from utils.shapes import write_shapes
-from utils.train_log import EpochRow, read_results
+from utils.train_log import RESULTS_CSV, RESULTS_PNG, EpochRow, read_results
 
 ROOT = Path(__file__).resolve().parent
 MARKER = "demo.txt"  # tells a folder that a demo may clear
@@ -58,7 +58,7 @@ TRAINING = MappingProxyType(
 )
 FIGURES = MappingProxyType(
     {
-        "results.png": "losses and metrics by epoch",
+        RESULTS_PNG: "losses and metrics by epoch",
         "train_batch0.jpg": "pictures as training sees them, with their labels",
         "val_batch0_labels.jpg": "validation pictures with their labels",
         "val_batch0_pred.jpg": "the same pictures with what the trained network finds",
@@ -129,25 +129,29 @@ def train(data: Path, folder: Path, epochs: int, story: Story) -> Path:
     before_s, before_cpu_s = time.monotonic(), _children_cpu_s()
     run_task(made)
     taken = f"{time.monotonic() - before_s:.0f} s, {_children_cpu_s() - before_cpu_s:.0f} CPU-seconds"
+    tell_of_training(made, taken, epochs, story)
+    return made.out_dir / "models" / "best.pt"
+
+
+def tell_of_training(made: TaskFolder, taken: str, epochs: int, story: Story) -> None:
+    """Tell of a finished training: what it reached, in how much time, and its pictures."""
     logs = made.out_dir / "tensorboard"
-    best = best_epoch(read_results(logs / "results.csv"))
+    best = best_epoch(read_results(logs / RESULTS_CSV))
     reached = (
         "not validated" if best is None else f"mAP50 {best.map50:.2f}, mAP {best.map:.2f} in epoch {best.epoch + 1}"
     )
     say(f"trained in {taken}: {reached}")
-    counts = made.counts
-    story.facts["training"] = f"yolov5n from scratch, {epochs} epochs of {counts['train']} pictures: {taken}"
-    story.facts["best epoch"] = f"{reached}, of {counts['val']} validation pictures"
+    story.facts["training"] = f"yolov5n from scratch, {epochs} epochs of {made.counts['train']} pictures: {taken}"
+    story.facts["best epoch"] = f"{reached}, of {made.counts['val']} validation pictures"
     figures = tuple(
-        PageFigure(caption, read_bytes(logs / name, MAX_RESULT_BYTES, ExecutorError))
+        PageFigure(caption, read_bytes(logs / name, MAX_RESULT_BYTES, ExecutorError), name == RESULTS_PNG)
         for name, caption in FIGURES.items()
         if (logs / name).is_file()
     )
-    base = f"{folder.name}/out"
-    files = (f"{base}/models/best.pt", f"{base}/models/result.yaml", f"{base}/tensorboard/results.csv")
+    base = f"{made.in_dir.parent.name}/out"
+    files = (f"{base}/models/best.pt", f"{base}/models/result.yaml", f"{base}/tensorboard/{RESULTS_CSV}")
     remark = "A network that knew nothing is shown drawn shapes with their labels, and validated after each epoch."
     story.sections.append(PageSection("Training", remark, figures, files=files))
-    return made.out_dir / "models" / "best.pt"
 
 
 def best_epoch(rows: Sequence[EpochRow]) -> Optional[EpochRow]:

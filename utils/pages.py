@@ -31,8 +31,10 @@ img { display: block; height: auto; width: 100%; }
 svg { height: 100%; left: 0; position: absolute; top: 0; width: 100%; }
 rect { fill: none; stroke-width: 2px; vector-effect: non-scaling-stroke; }
 text { font-weight: 600; paint-order: stroke; stroke: #000; stroke-width: .25em; stroke-linejoin: round; }
-section > figure { margin: 1rem 0; width: fit-content; max-width: 100%; }
-section > figure img { max-width: 100%; width: auto; }
+.figures { align-items: start; display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0; }
+.figures > figure { max-width: min(100%, 43rem); }
+.figures > .wide { max-width: 100%; }
+.figures img { max-width: 100%; width: auto; }
 figcaption { padding: .5rem .75rem; }
 figcaption p { margin: 0; overflow-wrap: anywhere; }
 .name { font-weight: 600; }
@@ -67,10 +69,11 @@ class PageEntry:
 
 @dataclass(frozen=True)
 class PageFigure:
-    """A picture that is shown as it is, such as curves: the bytes of a JPEG or PNG."""
+    """A picture that is shown as it is, such as curves: the bytes of a JPEG or PNG. is_wide: alone in its line."""
 
     caption: str
     content: bytes
+    is_wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,8 @@ def _section(section: PageSection, hues: Mapping[str, float]) -> str:
     if section.files:
         links = (f'<a href="./{quote(file)}">{html.escape(file)}</a>' for file in section.files)
         parts.append(f"<p>{', '.join(links)}</p>")
-    parts += [_figure(figure) for figure in section.figures]
+    if section.figures:
+        parts.append(f'<div class="figures">{"".join(map(_figure, section.figures))}</div>')
     if section.entries:
         items = "\n".join(_item(number, entry, hues) for number, entry in enumerate(section.entries, start=1))
         parts.append(f"<ol>\n{items}\n</ol>")
@@ -134,7 +138,9 @@ def _section(section: PageSection, hues: Mapping[str, float]) -> str:
 
 def _figure(figure: PageFigure) -> str:
     caption = html.escape(figure.caption)
-    return f'<figure><img src="{_embedded(figure.content)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+    image = f'<img src="{_embedded(figure.content)}" alt="{caption}">'
+    wide = ' class="wide"' if figure.is_wide else ""
+    return f"<figure{wide}>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def _embedded(content: bytes) -> str:
