@@ -59,9 +59,9 @@ TRAINING = MappingProxyType(
 FIGURES = MappingProxyType(
     {
         RESULTS_PNG: "losses and metrics by epoch",
-        "train_batch0.jpg": "pictures as training sees them, with their labels",
         "val_batch0_labels.jpg": "validation pictures with their labels",
         "val_batch0_pred.jpg": "the same pictures with what the trained network finds",
+        "train_batch0.jpg": "pictures as training sees them, with their labels",
         "PR_curve.png": "precision and recall by class",
         "confusion_matrix.png": "which class is taken for which",
     }
