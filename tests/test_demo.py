@@ -83,6 +83,18 @@ def test_an_earlier_demo_is_replaced_and_what_else_lies_there_stays(tmp_path: Pa
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {"demo.txt", "mine.txt"}
 
 
+def test_a_task_that_fails_says_why_last_and_leaves_no_old_page(
+    yolov5n_pt: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "demo"
+    clear(folder)
+    (folder / "index.html").write_text("old")
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    assert main(["--images", str(tmp_path / "broken.jpg"), "--weights", str(yolov5n_pt), "--to", str(folder)]) == 1
+    assert capfd.readouterr().err.splitlines()[-1].startswith("error 300003: not one of 1 pictures can be read")
+    assert not (folder / "index.html").exists()
+
+
 class Page(HTMLParser):
     """Collects what a page refers to, and its texts."""
 
