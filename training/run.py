@@ -21,7 +21,7 @@ from training.saver import Saver, tolerating, writing
 from training.state import Training
 from training.validation import Validated, Validator
 from utils.distributed import World, gather_objects
-from utils.errors import ImageError, StoppedError
+from utils.errors import ImageError, NotFiniteError, StoppedError, WeightsError
 from utils.hyp import hyp_as_dict
 from utils.letterbox import input_stride
 from utils.metrics import Metrics
@@ -60,7 +60,7 @@ class Run:
     validator: Optional[Validator]  # None: there is no picture to validate on
     log: Optional[TrainLog] = None
     class_maps: Any = None
-    drawn: int = 0
+    drawn: list[Path] = field(default_factory=list)  # batches of the epoch under way
     told_of: int = 0  # pictures that are damaged or can't be read
     last: FitResult = field(default_factory=lambda: FitResult(0))
 
@@ -113,21 +113,23 @@ class Run:
 
     def draw_batch(self, batch: TrainBatch) -> None:
         """Draw the first batches of the training, for people."""
-        if self.log is None or not self.job.draws or self.drawn >= DRAWN_BATCHES or self.training.position.epoch:
+        position = self.training.position
+        number = position.epoch * self.batch_count + position.batch
+        if self.log is None or not self.job.draws or number >= DRAWN_BATCHES:
             return
         table = self.training_set.table
         paths = [table.shots[index].path.name for index in batch.indices.tolist()]
         picture = draw_train_batch(batch.pixels, batch.rows, table.names, paths)
         with tolerating(self.job.folders.logs):
-            write_jpeg(self.job.folders.logs / f"train_batch{self.drawn}.jpg", picture)
-        self.drawn += 1
+            write_jpeg(self.job.folders.logs / f"train_batch{number}.jpg", picture)
+            self.drawn.append(self.job.folders.logs / f"train_batch{number}.jpg")
 
     # ---- validation
 
     def validate(self, hooks: Hooks) -> Optional[Validated]:
         """Validate the average of the weights; None where there is no picture. Every rank takes part.
 
-        Raises StoppedError, after saving, where a stop was asked for.
+        Raises StoppedError, after saving, where a stop was asked for; NotFiniteError.
         """
         if self.validator is None:
             return None
@@ -136,6 +138,9 @@ class Run:
         except StoppedError:
             self.save_to_end()
             raise
+        except WeightsError as error:  # the loss was finite, the weights that came of it are not
+            where = f"after epoch {self.training.position.epoch + 1}"
+            raise NotFiniteError(f"{error}, {where}; try a lower lr0 in --hyp; {self.kept()}") from error
 
     def _stopping(self, hooks: Hooks) -> list[Watcher]:
         """Give what ends a validation early."""
@@ -233,9 +238,10 @@ class Run:
         row = EpochRow(epoch, *losses, lr0=rates[0], lr1=rates[1], lr2=rates[2], **figures)
         with writing(self.job.folders.logs):
             self.log.add(row)
-        if epoch == 0 and self.job.draws:
+        if self.drawn:
             with tolerating(self.job.folders.logs):
-                self.log.add_pictures(sorted(self.job.folders.logs.glob("train_batch*.jpg")), epoch)
+                self.log.add_pictures(self.drawn, epoch)
+            self.drawn.clear()
 
     def _tell(
         self, epoch: int, losses: tuple[float, float, float], validated: Optional[Validated], pictures_per_s: float
