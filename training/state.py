@@ -17,6 +17,9 @@ from utils.errors import WeightsError
 from utils.loss import DetectionLoss
 from utils.optim import Accumulation, EarlyStop, Ema, Schedule, load_optimizer_state, optimizer_state, set_rates
 
+# What SGD and Adam keep of a parameter.
+OPTIMIZER_ENTRIES = (frozenset({"momentum_buffer"}), frozenset({"step", "exp_avg", "exp_avg_sq"}), frozenset[str]())
+
 
 @dataclass(eq=False)
 class Training:
@@ -85,7 +88,13 @@ class Training:
         self.ema.load(_group(state, "ema"), plain["ema"])
         load_optimizer_state(self.optimizer, _group(state, "optimizer"), plain["optimizer"])
         self.stepper.load(_group(state, "gradients"), plain["step"])
+        levels = len(self.loss.level_weights)
         self.loss.load(plain["loss"])
+        if len(self.loss.level_weights) != levels:
+            raise ValueError(f"{len(self.loss.level_weights)} levels, need {levels}")
+        kept = {frozenset(entries) for entries in self.optimizer.state.values()}
+        if not kept <= set(OPTIMIZER_ENTRIES):
+            raise ValueError("an optimizer's entries are missing")
         for name in ("stop", "accumulation", "position", "means", "best"):
             getattr(self, name).load(plain[name])
 

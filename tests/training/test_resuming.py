@@ -212,8 +212,17 @@ def test_a_state_that_makes_no_sense_is_told_and_left(
     assert "starts anew" in caplog.text
 
 
-@pytest.mark.parametrize("group", ["model", "ema", "optimizer"])
-@pytest.mark.parametrize("how", ["NaN", "gone", "shape"])
+@pytest.mark.parametrize(
+    ("group", "how"),
+    [
+        ("model", "NaN"),
+        ("ema", "NaN"),
+        ("optimizer", "NaN"),
+        ("model", "gone"),
+        ("ema", "gone"),
+        ("optimizer", "shape"),
+    ],
+)
 def test_tensors_that_are_spoilt_are_told_and_left(stopped: TrainJob, tmp_path: Path, group: str, how: str) -> None:
     job, state = copied(stopped, tmp_path), last_of(stopped)
     tensors = {name: tensor.clone() for name, tensor in state.tensors.items()}
