@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -57,8 +58,9 @@ def train_on(size: int, job: TrainJob, hooks: Hooks) -> FitResult:
             at_once = min(job.config.most_at_once or batch_size // size, batch_size // size)
             if at_once <= 1:  # also where the ranks were to find the batch size: it's theirs
                 raise
-            LOGGER.warning("%s: all %d ranks begin anew with %d pictures in a pass", error, size, (at_once + 1) // 2)
-        job = going_on(replace(job, config=replace(job.config, most_at_once=(at_once + 1) // 2)), started)
+            half, why = math.ceil(at_once / 2), str(error).split(";")[0]
+        LOGGER.warning("%s: all %d ranks begin anew, pictures that go through the network at once: %d", why, size, half)
+        job = going_on(replace(job, config=replace(job.config, most_at_once=half)), started)
 
 
 def check_devices(job: TrainJob) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
+import re
+import resource
 import signal
 import socket
 import subprocess
@@ -30,9 +33,10 @@ from training.loop import make_run, train_epochs
 from training.ranks import train, train_on
 from training.validation import Validated, Validator
 from utils.distributed import World, joined, launch
-from utils.errors import ConfigError, ExecutorError, NoDeviceError, StoppedError
+from utils.errors import ConfigError, DeviceMemoryError, ExecutorError, NoDeviceError, StoppedError
 from utils.progress import Progress
 from utils.settings import LoaderSettings
+from utils.training_data import TrainingData, yolo_training_data
 from utils.training_loader import epoch_order
 
 SOON_S = 20.0  # in which all processes of a broken training are to have ended
@@ -264,6 +268,27 @@ def test_what_ends_one_rank_ends_all_and_is_told(making: Making, tmp_path: Path)
         train_on(2, job, Hooks())
     assert type(caught.value) is ExecutorError
     assert time.time() - stamp.stat().st_mtime < SOON_S
+
+
+def starved(data: Path, spare_bytes: int) -> TrainingData:
+    """In a rank, leave so much memory; else only give the data."""
+    if multiprocessing.parent_process() is not None:
+        found = re.search(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert found is not None
+        resource.setrlimit(resource.RLIMIT_AS, (int(found[1]) * 1024 + spare_bytes, resource.RLIM_INFINITY))
+    return yolo_training_data(data)
+
+
+@pytest.mark.slow
+def test_ranks_without_memory_take_halves_until_one_picture_is_too_many(
+    making: Making, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spare_bytes = 320 << 20  # for what a rank needs without pictures, but not for a pass at 640 px
+    job = making.job(tmp_path, img_size=640, epochs=1, batch_size=6, nominal_batch=6)
+    with pytest.raises(DeviceMemoryError, match="memory ran out"):
+        train_on(2, replace(job, open_data=partial(starved, making.data, spare_bytes)), Hooks())
+    told = [record.getMessage()[-4:] for record in caplog.records if "begin anew" in record.getMessage()]
+    assert told == ["e: 2", "e: 1"]
 
 
 TASK_ON_TWO_RANKS = """

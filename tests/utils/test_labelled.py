@@ -117,3 +117,15 @@ def test_boxes_are_in_the_pictures_own_pixels(coco_images: list[Path]) -> None:
     height, width = one.pictures.letterboxes[0].image_hw
     expected = [(cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height]
     np.testing.assert_allclose(one.labels[0].boxes_px[0], expected, atol=0.01)
+
+
+def test_ranks_share_the_pictures_on_the_canvases_of_one(coco_images: list[Path]) -> None:
+    whole = yolo_set(NAMES, coco_images[:13])
+
+    def canvases(batch_size: int, share: tuple[int, int]) -> dict[int, tuple[int, int]]:
+        reader = LabelledReader(whole, settings(batch_size, 0), 32, share=share)
+        return {shot.index: one.pictures.canvas_hw for one in reader for shot in one.pictures.items}
+
+    parts = [canvases(2, (rank, 3)) for rank in range(3)]
+    assert [len(part) for part in parts] == [5, 4, 4]
+    assert {index: hw for part in parts for index, hw in part.items()} == canvases(6, (0, 1))
