@@ -31,6 +31,8 @@ def evolve(job: TrainJob, generations: int, hooks: Hooks) -> None:
     first = len(log.table)
     if first:
         LOGGER.info("going on after %d generations of %s", first, job.folders.logs)
+    elif job.on_begin is not None:
+        job.on_begin()
     for number in range(first, generations):
         hyp = next_hyp(log.table, job.config.hyp, job.config.seed)
         part = hooks.progress.part(number / generations, (number + 1) / generations)
