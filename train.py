@@ -87,11 +87,22 @@ def new_job(options: TrainOptions) -> TrainJob:
     data = Path(options.data or DEFAULT_DATA)
     project, name = Path(options.project or DEFAULT_PROJECT), options.name or DEFAULT_NAME
     yolo_training_data(data)  # what is wrong with it is told before there is a folder
+    if "device" not in options.changes:
+        config = replace(config, device=first_device())
     if not is_first_rank():  # it is told the run's folder when the ranks have met, and writes nothing
         return replace(make_job(config, data, project / name, options.plots), caches=False)
     folder = make_run_folder(project, name, options.exist_ok)
     write_settings(config, data, folder)
     return make_job(config, data, folder, options.plots)
+
+
+def first_device() -> str:
+    """Give what is trained on where --device says nothing: GPU 0 if there is one; torchrun's ranks find their own."""
+    if "RANK" in os.environ:
+        return ""
+    import torch
+
+    return "0" if torch.cuda.is_available() else ""
 
 
 def make_job(config: TrainConfig, data: Path, folder: Path, draws: bool) -> TrainJob:

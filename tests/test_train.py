@@ -479,6 +479,12 @@ def test_placeholder_anchors_are_fitted(name: str, usual: list[str]) -> None:
     assert bool((anchors_px.prod(2).flatten().diff() >= 0).all())
 
 
+def test_without_a_device_it_is_the_first_gpu_if_there_is_one(usual: list[str]) -> None:
+    place = usual.index("--device")
+    job = train.new_job(parse_options([*usual[:place], *usual[place + 2 :]]))
+    assert job.config.device == ("0" if torch.cuda.is_available() else "")
+
+
 def test_single_ranks_take_sync_bn(made: Making) -> None:
     kinds = {type(module) for module in made("--sync-bn").training.model.modules() if hasattr(module, "running_mean")}
     assert kinds == {nn.BatchNorm2d}
