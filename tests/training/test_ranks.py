@@ -283,8 +283,8 @@ def starved(data: Path, spare_bytes: int) -> TrainingData:
 def test_ranks_without_memory_take_halves_until_one_picture_is_too_many(
     making: Making, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spare_bytes = 320 << 20  # for what a rank needs without pictures, but not for a pass at 640 px
-    job = making.job(tmp_path, img_size=640, epochs=1, batch_size=6, nominal_batch=6)
+    spare_bytes = 420 << 20  # for what a rank needs without pictures, but not for a pass at 640 px
+    job = making.job(tmp_path, img_size=640, epochs=1, batch_size=6, workers=0)
     with pytest.raises(DeviceMemoryError, match="memory ran out"):
         train_on(2, replace(job, open_data=partial(starved, making.data, spare_bytes)), Hooks())
     told = [record.getMessage()[-4:] for record in caplog.records if "begin anew" in record.getMessage()]
