@@ -75,7 +75,7 @@ class Stepper:
                     raise
                 self.most_at_once = math.ceil(at_once / 2)
                 LOGGER.warning(
-                    "%s: %d pictures go through the network at once from now on, and their gradients are added up",
+                    "%s: %d go through the network at once from now on, and their gradients are added up",
                     str(error).split(";")[0],
                     self.most_at_once,
                 )

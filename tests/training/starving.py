@@ -5,6 +5,7 @@ Arguments: data.yaml, weights, run folder, MB more than it has by then (0: as mu
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from functools import partial
@@ -60,6 +61,13 @@ def main(data: str, weights: str, folder: str, more_mb: str, batch_size: str, si
     print(f"needed up to {memory_mb('VmPeak'):.0f} MB", flush=True)
 
 
+def return_memory_at_once() -> None:
+    """Let glibc give back what is freed: address space that a process keeps for later would count as taken here, which
+    no real lack of memory does."""
+    ctypes.CDLL(None).mallopt(-3, 128 << 10)  # M_MMAP_THRESHOLD
+
+
 if __name__ == "__main__":
     prepare_process("%(message)s")
+    return_memory_at_once()
     leave(exit_code(lambda: main(*sys.argv[1:])))
