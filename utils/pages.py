@@ -32,7 +32,7 @@ svg { height: 100%; left: 0; position: absolute; top: 0; width: 100%; }
 rect { fill: none; stroke-width: 2px; vector-effect: non-scaling-stroke; }
 text { font-weight: 600; paint-order: stroke; stroke: #000; stroke-width: .25em; stroke-linejoin: round; }
 .figures { align-items: start; display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0; }
-.figures > figure { max-width: min(100%, 43rem); }
+.figures > figure { max-width: min(100%, 38rem); }
 .figures > .wide { max-width: 100%; }
 .figures img { max-width: 100%; width: auto; }
 figcaption { padding: .5rem .75rem; }
