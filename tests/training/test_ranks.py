@@ -227,6 +227,7 @@ def test_a_training_of_two_ranks_is_that_of_one_process(making: Making, two_rank
     assert set(ours) == set(theirs)
 
 
+@pytest.mark.slow
 def test_ranks_that_were_stopped_go_on_as_if_they_had_never_stopped(
     making: Making, two_ranks: TrainJob, tmp_path: Path
 ) -> None:

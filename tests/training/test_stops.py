@@ -52,7 +52,12 @@ def stop(process: subprocess.Popen[str]) -> Ended:
 # ---- start.py --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("share", [0.001, 0.2, 0.345, 0.65])  # scan, first epoch, its validation, second epoch
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(  # in the scan, the first epoch, its validation, the second epoch
+    "share", [pytest.param(0.001, marks=SLOW), pytest.param(0.2, marks=SLOW), 0.345, pytest.param(0.65, marks=SLOW)]
+)
 def test_a_stopped_task_says_so_and_goes_on(template: Task, undisturbed: Task, tmp_path: Path, share: float) -> None:
     task = template.copy(tmp_path)
     process = task.start()
@@ -130,7 +135,7 @@ def test_a_loss_that_is_no_number_is_300201_and_keeps_what_there_was(
     template: Task, undisturbed: Task, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     task = with_results_of(undisturbed, template, tmp_path)
-    hyp = {"lr0": 1.0, "box": 1e38, "obj": 1e38, "cls": 1e38, "warmup_epochs": 0.0}
+    hyp = {"lr0": 1000.0, "box": 1e6, "obj": 1e6, "cls": 1e6, "warmup_epochs": 0.0}
     (task.folder / "in/hyp.yaml").write_text(yaml.safe_dump(hyp))
     task.configure(epochs=9, args_options="--noplots --noautoanchor --hyp /in/hyp.yaml")
     before = (task.out / "models/result.yaml").read_bytes()
@@ -171,7 +176,7 @@ def whole_run(few_pictures: Path, yolov5n_pt: Path, tmp_path_factory: pytest.Tem
     return project / "exp"
 
 
-@pytest.mark.parametrize("names_file", [False, True])
+@pytest.mark.parametrize("names_file", [False, pytest.param(True, marks=SLOW)])
 def test_a_stopped_run_goes_on_by_resume(
     few_pictures: Path, yolov5n_pt: Path, whole_run: Path, tmp_path: Path, names_file: bool
 ) -> None:
