@@ -175,6 +175,9 @@ def build_training(
     freeze_layers(network, config.freeze)
     model = network.to(device).to(memory_format=torch.channels_last).train()
     ema = Ema(model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.SiLU):  # in place it would copy its input first, which its backward needs
+            module.inplace = False
     if config.sync_bn and world.size > 1:
         model = to_sync_norm(model)
     hyp = config.hyp
