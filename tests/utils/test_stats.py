@@ -84,7 +84,8 @@ def forged(path: Path, change: dict[str, Any]) -> Path:
         array = change.get(name, getattr(STATS, name))
         if array is None:
             continue
-        kind = {"int64": "I64", "int32": "I32", "float64": "F64", "float32": "F32", "float16": "F16", "int16": "I16"}[str(array.dtype)]
+        kinds = {"int64": "I64", "int32": "I32", "int16": "I16", "float64": "F64", "float32": "F32", "float16": "F16"}
+        kind = kinds[str(array.dtype)]
         start, body = len(body), body + array.tobytes()
         header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [start, len(body)]}
     text = json.dumps(header).encode()
