@@ -278,7 +278,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--to", type=Path, default=ROOT / "demo-out", metavar="DIR", help="where all of it goes")
     parser.add_argument("--limit", type=int, default=200, metavar="N", help="only the first N of --images; 0: all")
     parser.add_argument("--pictures", type=int, default=340, metavar="N", help="to draw")
-    parser.add_argument("--epochs", type=int, default=40, metavar="N", help="to train")
+    parser.add_argument("--epochs", type=int, default=24, metavar="N", help="to train")
     return parser.parse_args(arguments)
 
 

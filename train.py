@@ -23,7 +23,7 @@ import yaml
 
 from training.job import Hooks, TrainJob
 from utils.console import Console
-from utils.errors import ConfigError
+from utils.errors import ConfigError, WeightsError
 from utils.files import write_whole
 from utils.hyp import hyp_as_dict
 from utils.process import exit_code, leave, prepare_process
@@ -138,6 +138,8 @@ def find_last(options: TrainOptions) -> Path:
     text = options.resume_from
     if text != NEWEST:
         place = Path(str(text))
+        if not place.exists():
+            raise WeightsError(f"--resume: got {str(text)[:200]!r}, there is no such run's folder or last.pt")
         return place / "weights" / "last.pt" if place.is_dir() else find_weights(str(text))
     project = Path(options.project or DEFAULT_PROJECT)
     found = sorted(project.glob("*/weights/last.pt"), key=lambda path: path.stat().st_mtime)

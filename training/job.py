@@ -82,7 +82,9 @@ class Hooks:
 
         def report(fraction: float) -> None:
             if self.should_stop():
-                raise StoppedError("training was stopped before its first batch; what was saved before is kept")
+                raise StoppedError(
+                    "training was stopped before its first batch; of this run there is nothing to keep yet"
+                )
             progress.at(fraction)
 
         return Progress(report)

@@ -62,6 +62,7 @@ def fit(job: TrainJob, world: World, hooks: Hooks) -> FitResult:
         run = make_run(job, scans, machine, building if world.size > 1 else hooks.stopping(building))
         train_epochs(run, replace(hooks, progress=progress.part(BUILT, TRAINED)))
         run.complete()
+    run.last = replace(run.last, epochs=run.training.position.epoch)
     if world.rank != 0:
         return run.last
     with device_errors():

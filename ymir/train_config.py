@@ -226,4 +226,6 @@ def _tell_of_start(config: TrainConfig, why: str) -> None:
     if config.weights is not None:
         LOGGER.info("training starts from %s, since %s", config.weights, why)
     else:
-        LOGGER.info("training starts from scratch with %s, since %s", config.cfg, why)
+        # Weights that are named but not there are a likely slip, and cost a whole training.
+        level = logging.WARNING if "names none" in why else logging.INFO
+        LOGGER.log(level, "training starts from scratch with %s, since %s", config.cfg, why)
