@@ -24,7 +24,7 @@ from utils.class_names import name_differences
 from utils.console import Console
 from utils.errors import ConfigError, DeviceMemoryError, ExecutorError, ImageError, StoppedError, WeightsError
 from utils.passes import CPU_PASS, cpu_pass, whole_passes
-from utils.process import leave, prepare_process
+from utils.process import handling, leave, prepare_process, stoppable
 from utils.progress import Progress
 from ymir.config import Env, TaskConfig, infer_config, mining_config, read_env, read_task
 from ymir.monitor import Monitor, one_line
@@ -127,15 +127,8 @@ def stopping_politely() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise StoppedError(f"the task was stopped by {signal.Signals(number).name}")
 
-    if threading.current_thread() is not threading.main_thread():
+    with handling({signal.SIGTERM: stop, signal.SIGHUP: stop}):
         yield
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def run_task(task: TaskConfig, progress: Progress) -> None:
@@ -158,7 +151,6 @@ def run_task(task: TaskConfig, progress: Progress) -> None:
 
 def run_training(task: TaskConfig, progress: Progress) -> None:
     """Train; a stop that is asked for comes between two batches, so that nothing is lost. Raises ExecutorError."""
-    from train import stoppable
     from training import task as training_task
     from training.job import Hooks
 

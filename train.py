@@ -9,15 +9,12 @@ Modules that cost time are imported where they are needed: a wrong option is tol
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import yaml
 
@@ -26,7 +23,7 @@ from utils.console import Console
 from utils.errors import ConfigError, WeightsError
 from utils.files import write_whole
 from utils.hyp import hyp_as_dict
-from utils.process import exit_code, leave, prepare_process
+from utils.process import exit_code, leave, prepare_process, stoppable
 from utils.progress import Progress
 from utils.run_folder import make_run_folder
 from utils.train_options import (
@@ -42,8 +39,6 @@ from utils.train_options import (
 )
 from utils.train_settings import TrainConfig, TrainFolders
 from utils.training_data import yolo_training_data
-
-STOPPED_LATEST_S = 20  # after a signal: a batch that takes longer is not waited for
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -157,38 +152,6 @@ def write_settings(config: TrainConfig, data: Path, folder: Path) -> None:
     options.pop("hyp")
     for name, content in (("opt.yaml", options), ("hyp.yaml", hyp)):
         write_whole(folder / name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
-
-
-# ---- stopping --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def stoppable() -> Iterator[Callable[[], bool]]:
-    """Let SIGTERM and SIGHUP ask for a stop: the training ends after its batch, and saves.
-
-    A batch that takes longer than 20 s is not waited for: then KeyboardInterrupt is raised in it, and what was saved
-    before stays. Ctrl-C is that from the start.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def ask(number: int, frame: object) -> None:
-        asked.set()
-        signal.alarm(STOPPED_LATEST_S)
-
-    def insist(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    handlers = {signal.SIGTERM: ask, signal.SIGHUP: ask, signal.SIGALRM: insist}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield asked.is_set
-    finally:
-        signal.alarm(0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

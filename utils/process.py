@@ -8,8 +8,12 @@ import ctypes
 import gc
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, NoReturn
 
@@ -18,6 +22,7 @@ from utils.machine import usable_cpus
 
 # Of glibc's mallopt: the numbers in malloc.h, and bytes.
 MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD = (-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 26)
+STOPPED_LATEST_S = 20  # after a signal: a batch that takes longer is not waited for
 INTERRUPTED = 130  # what a shell gives for Ctrl-C
 
 
@@ -98,6 +103,44 @@ def exit_code(run: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     return 0
+
+
+@contextmanager
+def handling(handlers: Mapping[int, Callable[[int, object], None]]) -> Iterator[None]:
+    """Answer signals by these handlers inside; outside of the main thread, which alone may, nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Let SIGTERM and SIGHUP ask for a stop; give what tells whether one was asked for.
+
+    Work that doesn't end within 20 s of it is not waited for: then KeyboardInterrupt is raised in it. Ctrl-C is that
+    from the start.
+    """
+    asked = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        asked.set()
+        signal.alarm(STOPPED_LATEST_S)
+
+    def insist(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    with handling({signal.SIGTERM: ask, signal.SIGHUP: ask, signal.SIGALRM: insist}):
+        try:
+            yield asked.is_set
+        finally:
+            if asked.is_set():
+                signal.alarm(0)
 
 
 def leave(code: int) -> NoReturn:
