@@ -103,8 +103,7 @@ def _make_run(job: TrainJob, scans: Scans, machine: Machine, progress: Progress,
     if world.rank == 0:
         tell_of_side(config, stride)
     loader, training_set, store = build_loader(job, scans, stride, world, progress)
-    per_epoch = loader.batch_count(len(table) + -len(table) % world.size)
-    training, loss = build_training(network, config, machine, per_epoch)
+    training, loss = build_training(network, config, machine, loader.epoch_batches)
     validator = None
     if len(scans.val.table):
         settings = LoaderSettings(
@@ -159,7 +158,7 @@ def train_epoch(run: Run, hooks: Hooks) -> None:
     training, position = run.training, run.training.position
     epoch, saved_s = position.epoch, time.monotonic()
     for batch in run.loader.batches(run.order(), epoch, position.batch):
-        number = epoch * run.batch_count + position.batch
+        number = run.batch_number
         try:
             parts = training.learn(batch.pixels, batch.rows, number, run.side_of(number))
         except NotFiniteError as error:

@@ -69,8 +69,13 @@ class Run:
     @property
     def batch_count(self) -> int:
         """Batches of an epoch."""
-        missing = -len(self.training_set) % self.world.size
-        return self.loader.batch_count(len(self.training_set) + missing)
+        return self.loader.epoch_batches
+
+    @property
+    def batch_number(self) -> int:
+        """The number of the batch under way, from the start of the training."""
+        position = self.training.position
+        return position.epoch * self.batch_count + position.batch
 
     @property
     def is_over(self) -> bool:
@@ -113,8 +118,7 @@ class Run:
 
     def draw_batch(self, batch: TrainBatch) -> None:
         """Draw the first batches of the training, for people."""
-        position = self.training.position
-        number = position.epoch * self.batch_count + position.batch
+        number = self.batch_number
         if self.log is None or not self.job.draws or number >= DRAWN_BATCHES:
             return
         table = self.training_set.table

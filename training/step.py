@@ -19,7 +19,7 @@ from models.yolo import DetectionModel
 from utils.errors import DeviceMemoryError, NotFiniteError
 from utils.letterbox import input_stride
 from utils.loss import DetectionLoss
-from utils.optim import Ema
+from utils.optim import Ema, load_pending_gradients, pending_gradients
 from utils.process import give_memory_back
 
 LOGGER = logging.getLogger(__name__)
@@ -50,7 +50,6 @@ class Stepper:
         self.optimizer = optimizer
         self.ema = ema
         self.most_at_once = most_at_once
-        self.dropped = 0  # times that gradients of unfinished steps were lost to a lack of memory
         self._wrapped = wrapped
         self._loss = loss
         self._device = device
@@ -84,7 +83,6 @@ class Stepper:
 
     def _forget(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        self.dropped += 1
         give_memory_back()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -137,42 +135,21 @@ class Stepper:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Give the pending gradients and the scaler: what is under way between two steps."""
-        gradients = {
-            name: parameter.grad for name, parameter in self.model.named_parameters() if parameter.grad is not None
+        return pending_gradients(self.model), {
+            "scaler": dict(self._scaler.state_dict()),
+            "most_at_once": self.most_at_once,
         }
-        return gradients, {"scaler": dict(self._scaler.state_dict()), "most_at_once": self.most_at_once}
 
     def load(self, gradients: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Take up what `state` gave."""
-        for name, parameter in self.model.named_parameters():
-            gradient = gradients.get(name)
-            parameter.grad = None if gradient is None else gradient.to(parameter).clone()
+        load_pending_gradients(self.model, gradients)
         if plain.get("scaler"):
             self._scaler.load_state_dict(dict(plain["scaler"]))
         self.most_at_once = max(min(self.most_at_once, int(plain.get("most_at_once", self.most_at_once))), 1)
 
 
-class _NoScaler:
-    """Stands where the loss isn't scaled."""
-
-    def scale(self, loss: Tensor) -> Tensor:
-        return loss
-
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.step()
-
-    def update(self) -> None:
-        """Do nothing."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-
 def _make_scaler(precision: str) -> Any:
-    if precision != "fp16":
-        return _NoScaler()
+    """Give torch's scaler of the loss; where the precision needs none it is off, and hands everything through."""
+    enabled = precision == "fp16"
     newer: Optional[Callable[..., Any]] = getattr(torch.amp, "GradScaler", None)  # torch 1.12 has only cuda's
-    return newer("cuda") if newer is not None else torch.cuda.amp.GradScaler()
+    return torch.cuda.amp.GradScaler(enabled=enabled) if newer is None else newer("cuda", enabled=enabled)

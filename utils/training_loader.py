@@ -106,6 +106,11 @@ class TrainLoader:
         self._quad = quad
         self._seed = training_set.seed
 
+    @property
+    def epoch_batches(self) -> int:
+        """How many batches an epoch of the whole set has, its order padded for all ranks."""
+        return self.batch_count(len(self._set) + -len(self._set) % self._world_size)
+
     def batch_count(self, sample_count: int) -> int:
         """Give how many batches an epoch of that many samples has; the last may be smaller."""
         return -(-sample_count // self._batch_size)
