@@ -61,13 +61,14 @@ def build_model(checkpoint: Checkpoint) -> DetectionModel:
         detail = f"such as {wrong[0]}" if wrong else f"strides {checkpoint.strides}, not {model.stride}"
         raise WeightsError(f"{name}: weights and model description differ in {len(wrong)} entries, {detail}")
     # Converted first: load_state_dict copies, and the file's fp16 arrays aren't writable.
-    state = {key: torch.tensor(np.asarray(array, _loaded_dtype(array))) for key, array in checkpoint.state.items()}
+    state = {key: as_tensor(array) for key, array in checkpoint.state.items()}
     model.load_state_dict(state)
     return model.requires_grad_(False)
 
 
-def _loaded_dtype(array: Any) -> Any:
-    return np.float32 if array.dtype.kind == "f" else array.dtype
+def as_tensor(array: Any) -> Tensor:
+    """Copy an array of a checkpoint into a tensor; floats of any width become fp32."""
+    return torch.tensor(np.asarray(array, np.float32 if array.dtype.kind == "f" else array.dtype))
 
 
 def choose_device(text: str) -> torch.device:

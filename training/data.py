@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from training.job import TrainJob
 from utils.errors import DatasetError
 from utils.label_scan import Scan, scan_labels
 from utils.labelled import LabelledSet
 from utils.progress import Progress
-from val import as_one_class
+from val import ONE_CLASS
 
 LOGGER = logging.getLogger(__name__)
+
+SCANNED = 0.02  # share of a training's progress
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,9 @@ def scan_sets(job: TrainJob, progress: Progress, tells: bool = True) -> Scans:
     parts = {"train": progress.part(0, 0.8), "val": progress.part(0.8, 1)}
     scans = {}
     for name, labelled in sets.items():
-        chosen = as_one_class(labelled) if config.single_cls else labelled
-        key = "one class" if config.single_cls else ""
         cache = job.folders.root / f"{name}.cache" if job.caches else None
-        scans[name] = scan_labels(chosen, config.pictures, config.workers, cache, key, parts[name])
+        scan = scan_labels(labelled, config.pictures, config.workers, cache, "", parts[name])
+        scans[name] = replace(scan, table=scan.table.as_one_class(ONE_CLASS)) if config.single_cls else scan
         if tells:
             _tell(name, labelled, scans[name])
     _check(scans["train"])

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
-import numpy as np
 import torch
 
 from models.checkpoint import Checkpoint
+from models.detector import as_tensor
 from models.yolo import DetectionModel, ModelSpec, make_model, parse_spec, read_spec
 from utils.errors import ConfigError, WeightsError
-
-LOGGER = logging.getLogger(__name__)
 
 ANCHOR_ENTRIES = ("anchors", "anchor_grid")
 
@@ -78,7 +75,7 @@ def transfer(model: DetectionModel, state: Mapping[str, Any], keeps_anchors: boo
     """Copy arrays into the entries of a network that have their name and shape."""
     entries = model.state_dict()
     fitting = {
-        name: torch.tensor(np.asarray(array, np.float32 if array.dtype.kind == "f" else array.dtype))
+        name: as_tensor(array)
         for name, array in state.items()
         if name in entries
         and tuple(entries[name].shape) == array.shape

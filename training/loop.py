@@ -22,7 +22,7 @@ from training.building import (
     training_side,
     with_found_batch_size,
 )
-from training.data import Scans, scan_sets
+from training.data import SCANNED, Scans, scan_sets
 from training.finishing import finish
 from training.job import PICTURES, FitResult, Hooks, TrainJob
 from training.resuming import state_to_resume
@@ -43,7 +43,7 @@ from utils.train_settings import TrainFolders
 
 LOGGER = logging.getLogger("train")
 
-SCANNED, BUILT, TRAINED = 0.02, 0.03, 0.98  # shares of the progress
+BUILT, TRAINED = 0.03, 0.98  # shares of the progress
 EPOCH_TRAINED = 0.9  # of an epoch; the rest is its validation
 SAVE_EVERY_S = 600.0  # within an epoch
 

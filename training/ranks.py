@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 from typing import Any, Callable
 
-from training.data import scan_sets
+from training.data import SCANNED, scan_sets
 from training.job import LAST, FitResult, Hooks, TrainJob
 from utils.errors import ConfigError, DeviceMemoryError, StoppedError
 from utils.process import prepare_process
@@ -19,8 +19,6 @@ from utils.progress import Progress
 from utils.train_settings import FIND_BATCH_SIZE
 
 LOGGER = logging.getLogger("train")
-
-SCANNED = 0.02  # share of the progress
 
 
 def train(job: TrainJob, hooks: Hooks) -> FitResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Optional
 
 import numpy as np
@@ -25,8 +24,6 @@ from utils.progress import Progress
 from utils.settings import LoaderSettings
 from utils.stats import FEATURE_UNIT, FILE_NAME, MAX_FEATURES, MiningStats, features_digest, write_stats
 from utils.training_set import generator
-
-LOGGER = logging.getLogger(__name__)
 
 LETTERBOX = "square"  # mining's own
 SEED_WORD = 4  # beside the seed in a generator, see utils.training_loader

@@ -10,17 +10,17 @@ from functools import partial
 from pathlib import Path
 
 from training.job import BEST, LAST, Checkpointed, Hooks, TrainJob
+from utils.stats import FILE_NAME
 from utils.train_settings import TrainFolders
 from ymir.config import TaskConfig
 from ymir.results import BEST_STAGE, ModelStage, matching_files, read_stages, write_stages
 from ymir.train_config import TrainTask, train_config
 from ymir.training_data import ymir_training_data
-from ymir.ymir_yolov5 import convert_ymir_to_yolov5, get_merged_config
+from ymir.ymir_yolov5 import convert_ymir_to_yolov5, merged_config
 
 LOGGER = logging.getLogger("train")
 
 EPOCH_STAGE = "epoch_{epoch}"
-STATS_FILE = "mining_stats.safetensors"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ class StageWriter:
     models_dir: Path
     patterns: str
     is_old_protocol: bool
-    attachments: tuple[str, ...] = ()
 
     def __call__(self, told: Checkpointed) -> None:
         """Replace result.yaml by one with this epoch's stage, if it has one, and the best one's."""
@@ -51,7 +50,7 @@ class StageWriter:
     def clear(self) -> None:
         """Take away what an earlier run left, so that nobody takes it for this one's."""
         self.result_file.unlink(missing_ok=True)
-        for name in (BEST, LAST, STATS_FILE):
+        for name in (BEST, LAST, FILE_NAME):
             (self.models_dir / name).unlink(missing_ok=True)
         self._remove_others(set())
 
@@ -133,4 +132,4 @@ def write_tree(task: TaskConfig) -> None:
     """Write data.yaml, train.tsv, val.tsv and test.tsv, as the plug-ins know them."""
     for folder in (task.env.output.models_dir, task.env.output.tensorboard_dir):
         folder.mkdir(parents=True, exist_ok=True)
-    convert_ymir_to_yolov5(get_merged_config(task.roots.in_dir, task.roots.out_dir))
+    convert_ymir_to_yolov5(merged_config(task))

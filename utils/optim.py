@@ -21,7 +21,6 @@ from utils.hyp import Hyp
 Model = TypeVar("Model", bound=nn.Module)
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)
-BIAS_GROUP = 2
 LEAST_WARMUP_BATCHES = 100
 EMA_DECAY, EMA_RAMP = 0.9999, 2000
 ADAM_BETA2 = 0.999

@@ -23,13 +23,13 @@ from utils.machine import usable_cpus
 from utils.pictures import read_picture
 from utils.progress import Progress
 from utils.settings import PictureSettings, check_at_least, check_choice
+from utils.train_settings import CACHES
 
 LOGGER = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
 Hw = tuple[int, int]
 
-CACHES = ("", "ram", "disk")
 SHARE_OF_FREE = 0.8  # of the memory that is free may be filled with pictures
 CGROUPS = Path("/sys/fs/cgroup")
 # Versions 2 and 1: the limit, what is in use, and what of that are copies of files that give way.

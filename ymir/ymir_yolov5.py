@@ -27,7 +27,11 @@ WEIGHT_KEYS = ("pretrained_model_params", "model_params_path")
 
 def get_merged_config(in_dir: Union[str, Path] = IN_ROOT, out_dir: Union[str, Path] = OUT_ROOT) -> EasyDict:
     """Read env.yaml and config.yaml into the EasyDict that plug-ins know; also cfg.in_dir and cfg.out_dir."""
-    task = read_task(Path(in_dir), Path(out_dir))
+    return merged_config(read_task(Path(in_dir), Path(out_dir)))
+
+
+def merged_config(task: TaskConfig) -> EasyDict:
+    """Give the same of a task that was read already."""
     return EasyDict(
         ymir={**_as_text(task.env.model_dump()), "is_old_protocol": task.env.is_old_protocol},
         param=_merged_params(task),
