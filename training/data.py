@@ -38,7 +38,7 @@ def scan_sets(job: TrainJob, progress: Progress, tells: bool = True) -> Scans:
     scans = {}
     for name, labelled in sets.items():
         cache = job.folders.root / f"{name}.cache" if job.caches else None
-        scan = scan_labels(labelled, config.pictures, config.workers, cache, "", parts[name])
+        scan = scan_labels(labelled, config.pictures, config.workers, cache, labelled.kind, parts[name])
         scans[name] = replace(scan, table=scan.table.as_one_class(ONE_CLASS)) if config.single_cls else scan
         if tells:
             _tell(name, labelled, scans[name])

@@ -28,12 +28,14 @@ class LabelledSet:
     names: of the classes, by class id. shots: each with an index of its own. labels_of: gives one picture's labels
     from the (height, width) in whose pixels they are meant; threads call it. Raises DatasetError.
     annotation_of: tells the file that holds a picture's labels, whether or not it is there; a cache of labels needs it.
+    kind: the form in which those files are read, which a cache is of too.
     """
 
     names: tuple[str, ...]
     shots: tuple[Shot, ...]
     labels_of: LabelsOf
     annotation_of: Optional[Callable[[Shot], Path]] = None
+    kind: str = "yolo"
 
 
 @dataclass(frozen=True)

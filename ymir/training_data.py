@@ -65,7 +65,7 @@ def _labelled(index: PairIndex, export_format: str, names: tuple[str, ...]) -> L
             raise ImageError(str(error)) from error  # this one picture is left out, the others stay
 
     shots = tuple(Shot(pair.index, pair.image, pair.refused) for pair in pairs)
-    return LabelledSet(names, shots, labels_of, annotation_of)
+    return LabelledSet(names, shots, labels_of, annotation_of, kind)
 
 
 def _annotation_of(pair: Pair, kind: str) -> Optional[Path]:

@@ -27,11 +27,19 @@ def test_both_sets_are_scanned_and_found_in_the_caches_again(making: Making, tmp
     assert {path.name for path in tmp_path.iterdir()} == {"train.cache", "val.cache"}
 
 
-def test_one_class_takes_no_cache_of_many(making: Making, tmp_path: Path) -> None:
+def test_one_class_is_made_of_the_cache_of_many(making: Making, tmp_path: Path) -> None:
     many = scan_sets(making.job(tmp_path), Progress())
     one = scan_sets(making.job(tmp_path, single_cls=True), Progress())
     assert one.train.table.names == ("item",) and set(one.train.table.class_ids.tolist()) == {0}
     assert len(one.train.table.class_ids) == len(many.train.table.class_ids)
+
+
+def test_a_cache_of_another_format_is_not_taken(making: Making, tmp_path: Path) -> None:
+    scan_sets(making.job(tmp_path), Progress())
+    data = making.job(tmp_path).open_data()
+    other = replace(data, train=replace(data.train, kind="ark"))
+    scans = scan_sets(replace(making.job(tmp_path), open_data=lambda: other), Progress())
+    assert not scans.train.from_cache and scans.val.from_cache
 
 
 def test_what_there_is_is_told_by_one_of_several(
