@@ -14,7 +14,6 @@ from models.yolo import DetectionModel
 from training.building import training_side
 from training.job import BEST
 from training.run import Run
-from training.saver import writing
 from utils.batches import Batch, BatchReader, Placing, Shot
 from utils.label_table import LabelTable
 from utils.labelled import ignore
@@ -33,7 +32,7 @@ Features = npt.NDArray[np.int16]  # (K, C)
 
 
 def write_mining_stats(run: Run, metrics: Optional[Metrics], progress: Progress) -> str:
-    """Write mining_stats.safetensors beside best.pt; give its name. Raises ExecutorError where it can't be written.
+    """Write mining_stats.safetensors beside best.pt; give its name. Raises OSError where it can't be written.
 
     metrics: of best.pt, None where nothing was validated.
     """
@@ -55,9 +54,10 @@ def write_mining_stats(run: Run, metrics: Optional[Metrics], progress: Progress)
     for one in metrics.classes if metrics is not None else ():
         ap[one.class_id] = one.ap
     digest = features_digest(checkpoint.digest, model.feature_layer, placing.side, LETTERBOX)
-    path = run.job.folders.weights / FILE_NAME
-    with writing(path):
-        write_stats(path, MiningStats(table.names, pictures, boxes, ap, features, config.seed, digest))
+    write_stats(
+        run.job.folders.weights / FILE_NAME,
+        MiningStats(table.names, pictures, boxes, ap, features, config.seed, digest),
+    )
     return FILE_NAME
 
 
