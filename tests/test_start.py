@@ -324,13 +324,8 @@ WRONG: dict[str, tuple[Change, int, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_task_ends_with_its_code_in_one_line(
-    case: str, task: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    change, code, named = WRONG[case]
-    change(task / "in")
-    monkeypatch.chdir(task)
+def assert_told(task: Path, capfd: pytest.CaptureFixture[str], code: int, named: str) -> str:
+    """Run a task that must fail: monitor.txt and the last line tell why; give what went to stderr."""
     assert run(task) != 0
     fields = monitor(task)
     assert fields[3:5] == ["4", str(code)], fields
@@ -338,6 +333,17 @@ def test_a_wrong_task_ends_with_its_code_in_one_line(
     printed = capfd.readouterr()
     last = (printed.out + printed.err).splitlines()[-1]
     assert last.startswith(f"error {code}: ") and named in last and len(last) < 1200
+    return printed.err
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_task_ends_with_its_code_in_one_line(
+    case: str, task: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, code, named = WRONG[case]
+    change(task / "in")
+    monkeypatch.chdir(task)
+    assert_told(task, capfd, code, named)
     assert not (task / "was-here").exists() and not Path("/tmp/ymir-was-here").exists()
     assert not (task / "out/infer-result.json").exists() or case == "every picture unreadable"
 
@@ -353,8 +359,8 @@ def test_a_wrong_task_as_a_process(case: str, task: Path) -> None:
     assert named in "\n".join(done.stdout.splitlines()[-5:])
 
 
-def test_a_wrong_configuration_is_told_without_torch(task: Path) -> None:
-    edit(task / "in/config.yaml", conf_thres="abc")
+def assert_nothing_heavy_is_loaded(task: Path) -> None:
+    """Run a task in a process of its own, and look at what it imported."""
     script = "import sys, start; start.main(sys.argv[1:]); print(sorted({'torch', 'cv2', 'numpy'} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", script, "--in", str(task / "in"), "--out", str(task / "out")],
@@ -363,6 +369,11 @@ def test_a_wrong_configuration_is_told_without_torch(task: Path) -> None:
         cwd=ROOT,
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_wrong_configuration_is_told_without_torch(task: Path) -> None:
+    edit(task / "in/config.yaml", conf_thres="abc")
+    assert_nothing_heavy_is_loaded(task)
 
 
 @pytest.mark.parametrize("flag", ["run_mining", "run_infer"])
@@ -370,14 +381,7 @@ def test_a_wrong_configuration_is_told_without_torch(task: Path) -> None:
 def test_a_backend_of_a_later_version_is_told_without_torch(backend: str, flag: str, task: Path) -> None:
     edit(task / "in/env.yaml", **{"run_mining": False, "run_infer": False, flag: True})
     edit(task / "in/config.yaml", backend=backend)
-    script = "import sys, start; start.main(sys.argv[1:]); print(sorted({'torch', 'cv2', 'numpy'} & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", script, "--in", str(task / "in"), "--out", str(task / "out")],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.stdout.strip() == "[]", done.stderr
+    assert_nothing_heavy_is_loaded(task)
     told = f"backend: {backend} is not in this version, use auto or torch (config.yaml)"
     assert monitor(task)[4:] == ["300001", told]
 

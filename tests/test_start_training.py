@@ -8,8 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Callable
 
@@ -21,7 +20,8 @@ from make_task import TaskOptions, make_task
 from models.checkpoint import read_checkpoint
 from tests.attacks.pickles import ATTACKS
 from tests.conftest import ROOT
-from tests.test_start import YAML_BOMB, Change, config, edit, monitor, remove, run, run_process, write
+from tests.test_start import YAML_BOMB, Change, assert_told, config, edit, monitor, remove, run, run_process, write
+from tests.training.started import watching_lines
 from training.job import Checkpointed
 from training.task import StageWriter
 from utils.stats import read_stats
@@ -83,25 +83,15 @@ def assert_stages_whole(task: Path, content: Any) -> None:
     assert content["evaluate_config"] == {"iou_thr": 0.5, "conf_thr": 0.005}
 
 
-@contextmanager
-def at_each_epoch(look: Callable[[int], None]) -> Iterator[None]:
+def at_each_epoch(look: Callable[[int], None]) -> AbstractContextManager[None]:
     """Call `look` with the number of each epoch while it is told: the files are then those of the epoch before."""
 
-    class Watch(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            found = re.match(r"epoch (\d+) of", record.getMessage())
-            if found:
-                look(int(found[1]))
+    def note(line: str) -> None:
+        found = re.match(r"epoch (\d+) of", line)
+        if found:
+            look(int(found[1]))
 
-    watch, logger = Watch(), logging.getLogger("train")
-    level = logger.level
-    logger.addHandler(watch)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(watch)
-        logger.setLevel(level)
+    return watching_lines(note)
 
 
 # ---- what a good task leaves -----------------------------------------------------------------------------------------
@@ -408,14 +398,7 @@ def test_a_wrong_task_ends_with_its_code_in_one_line(
     change, code, named = WRONG[case]
     change(task / "in")
     monkeypatch.chdir(task)
-    assert run(task) != 0
-    fields = monitor(task)
-    assert fields[3:5] == ["4", str(code)], fields
-    assert named in fields[5]
-    printed = capfd.readouterr()
-    last = (printed.out + printed.err).splitlines()[-1]
-    assert last.startswith(f"error {code}: ") and named in last and len(last) < 1200
-    assert "Traceback" not in printed.err
+    assert "Traceback" not in assert_told(task, capfd, code, named)
     assert not (task / "out/models/result.yaml").exists()
     assert not Path("/tmp/ymir-was-here").exists() and not (task / "x").exists()
 

@@ -29,6 +29,7 @@ from models.common import Conv
 from models.resume import ResumeState, read_resume
 from models.yolo import DetectionModel
 from tests.conftest import ROOT
+from tests.training.started import watching_lines
 from training.building import choose_machine
 from training.data import scan_sets
 from training.loop import make_run
@@ -138,25 +139,6 @@ def watching_inputs() -> Iterator[list[tuple[int, int, int, int]]]:
         yield shapes
     finally:
         handle.remove()
-
-
-@contextmanager
-def watching_lines(look: Callable[[str], None]) -> Iterator[None]:
-    """Call `look` with each line that the training logs, while it logs it."""
-
-    class Watch(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            look(record.getMessage())
-
-    watch, logger = Watch(), logging.getLogger("train")
-    logger.addHandler(watch)
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(watch)
-        logger.setLevel(level)
 
 
 # ---- what a run leaves -----------------------------------------------------------------------------------------------

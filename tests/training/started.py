@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
@@ -153,6 +156,25 @@ def assert_done(task: Task, end: Ended, epochs: int = EPOCHS) -> None:
     assert_whole(task)
     assert (task.out / "models/result.yaml").exists() and (task.out / "models/last.pt").exists()
     assert not [path for path in task.out.rglob("*") if path.name.endswith(".tmp")]
+
+
+@contextmanager
+def watching_lines(look: Callable[[str], None]) -> Iterator[None]:
+    """Call `look` with each line that the training logs, while it logs it."""
+
+    class Watch(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            look(record.getMessage())
+
+    watch, logger = Watch(), logging.getLogger("train")
+    logger.addHandler(watch)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(watch)
+        logger.setLevel(level)
 
 
 def assert_equal(state: ResumeState, other: ResumeState) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from models.checkpoint import read_checkpoint
 from models.resume import ResumeState, read_resume
 from tests.training.conftest import Making
+from tests.training.started import assert_equal
 from training.job import Hooks, TrainJob
 from training.ranks import train
 from training.resuming import state_to_resume
@@ -24,14 +24,6 @@ def last_of(job: TrainJob) -> ResumeState:
     state = read_resume(job.folders.weights / "last.pt")
     assert state is not None
     return state
-
-
-def assert_equal(state: ResumeState, other: ResumeState) -> None:
-    assert set(state.tensors) == set(other.tensors)
-    differing = [name for name, tensor in state.tensors.items() if not torch.equal(tensor, other.tensors[name])]
-    assert not differing, differing[:5]
-    for part in ("position", "means", "best", "stop", "accumulation", "ema", "loss"):
-        assert state.plain[part] == other.plain[part], part
 
 
 def stop_after(calls: int) -> Hooks:
