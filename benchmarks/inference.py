@@ -20,6 +20,7 @@ prepare_process()
 
 from benchmarks.rounds import ROUNDS, SHARED, interleave, machine, many_pictures, ratio  # noqa: E402
 from mining.mining_entropy import score_entropy  # noqa: E402
+from mining.runner import looks  # noqa: E402
 from models.checkpoint import read_checkpoint  # noqa: E402
 from models.detector import Detector, make_detector  # noqa: E402
 from utils.batches import Batch, BatchReader, Placing  # noqa: E402
@@ -62,7 +63,8 @@ def mine(detector: Detector, items: Sequence[Candidate], workers: int) -> None:
     """Score files by entropy."""
     config = MiningConfig(detector.names, algorithm="entropy")
     for batch in read(items, "square", workers):
-        score_entropy(detector, batch, config)  # type: ignore[arg-type]  # Batch is invariant in mypy's eyes
+        for look in looks(batch, detector):
+            score_entropy(look, config)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Optional
 
 import cv2
 import numpy as np
@@ -40,19 +40,28 @@ BATCH = 16
 CORES = os.cpu_count() or 1
 PICTURES = PictureSettings(turn=True)
 
-# Runs in the peer's environment: drives its public loader function, an epoch for each line that it is sent.
+EPOCHS = 3  # of a turn
+# Its processes work ahead, also while it isn't their turn: batches that were ready when a turn began are not timed.
+PEER_AHEAD, PEER_SETTLES_S = 2 * CORES, 3.0
+
+# Runs in the peer's environment: drives its public loader function, a turn for each line that it is sent.
 PEER_SCRIPT = """
 import json, sys, time
-images, side, batch, workers, hyp, cache = json.loads(sys.argv[1])
+images, side, batch, workers, hyp, cache, epochs, ahead = json.loads(sys.argv[1])
 out, sys.stdout = sys.stdout, sys.stderr
 from yolov5.utils.dataloaders import create_dataloader
 loader, _ = create_dataloader(
     images, side, batch, 32, hyp=hyp, augment=True, cache=cache or None, workers=workers, shuffle=True
 )
 for _ in sys.stdin:
-    begin, count = time.perf_counter(), 0
-    for pixels, *_ in loader:
-        count += len(pixels)
+    count, number = 0, 0
+    for _ in range(epochs):
+        for pixels, *_ in loader:
+            number += 1
+            if number > ahead:
+                count += len(pixels)
+            else:
+                begin = time.perf_counter()
     print(json.dumps([count, time.perf_counter() - begin]), file=out, flush=True)
 """
 
@@ -129,10 +138,10 @@ def print_rates(table: LabelTable) -> None:
 
 
 class PeerLoader:
-    """The peer's loader in a process of its own; `run_epoch` takes one epoch's batches there."""
+    """The peer's loader in a process of its own; `rate` takes a turn's batches there."""
 
     def __init__(self, images: Path, workers: int, cache: str) -> None:
-        told = json.dumps([str(images), SIDE, BATCH, workers, hyp_as_dict(Hyp()), cache])
+        told = json.dumps([str(images), SIDE, BATCH, workers, hyp_as_dict(Hyp()), cache, EPOCHS, PEER_AHEAD])
         self._process = subprocess.Popen(
             [str(PEER / "bin/python"), "-c", PEER_SCRIPT, told],
             stdin=subprocess.PIPE,
@@ -143,14 +152,16 @@ class PeerLoader:
             cwd=images.parent,
         )
 
-    def run_epoch(self) -> None:
-        """Let it make an epoch."""
+    def rate(self) -> float:
+        """Let it make a turn's batches; gives pictures a second."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
             raise SystemExit("the peer's loader ended; run its script by hand to see why")
+        count, seconds = json.loads(answer)
+        return float(count / seconds)
 
     def close(self) -> None:
         """End it."""
@@ -168,18 +179,19 @@ def print_against_peer(table: LabelTable, scratch: Path) -> None:
         store = PictureStore(table, StoreSettings(SIDE, PICTURES, cache))
         store.fill(workers)
         peer = PeerLoader(scratch / "images/train2017", workers, cache)
-        variants: dict[str, Callable[[], object]] = {
-            "ours": functools.partial(run_epoch, table, store, workers),
-            "peer": peer.run_epoch,
-        }
+        ours, theirs = [], []
         try:
-            times = interleave(variants)
+            for _ in range(ROUNDS):
+                time.sleep(PEER_SETTLES_S)
+                begin = time.perf_counter()
+                count = sum(run_epoch(table, store, workers) for _ in range(EPOCHS))
+                ours.append(count / (time.perf_counter() - begin))
+                theirs.append(peer.rate())
         finally:
             peer.close()
-        rates = {name: len(table) / statistics.median(seconds) for name, seconds in times.items()}
         print(
-            f"  cache {cache or 'none':<5} ours {rates['ours']:.1f}, peer {rates['peer']:.1f} pictures/s; "
-            f"peer's time over ours {ratio(times['peer'], times['ours'])}"
+            f"  cache {cache or 'none':<5} ours {statistics.median(ours):.1f}, peer {statistics.median(theirs):.1f} "
+            f"pictures/s; ours over the peer {ratio(ours, theirs)}"
         )
 
 

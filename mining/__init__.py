@@ -11,7 +11,7 @@ from mining.scored import Miner
 
 MINERS: Mapping[str, Miner] = MappingProxyType(
     {
-        "random": Miner(score_random, needs_model=False),
+        "random": Miner(score_random, needs_model=False, same_classes=False),
         "entropy": Miner(score_entropy),
     }
 )

@@ -6,31 +6,22 @@ in fp64; 0 log 0 = 0. p is the objectness, or with `entropy_of: class` objectnes
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional
-
 import numpy as np
 import numpy.typing as npt
 
-from mining.scored import MiningItem, Scored
-from utils.batches import Batch
+from mining.scored import Look, Scored
 from utils.settings import MiningConfig
 
-if TYPE_CHECKING:
-    from models.detector import Detector
 
-
-def score_entropy(detector: Optional[Detector], batch: Batch[MiningItem], config: MiningConfig) -> list[Scored]:
-    """Score each picture of a batch by the entropy of its anchors."""
-    assert detector is not None
-    scores: list[Scored] = []
-    for raw in detector.maps(batch):
-        if config.entropy_of == "objectness":
-            pictures = raw.objectness().cpu().numpy()  # (B, R)
-        else:
-            rows = raw.rows()  # (B, R, 5 + nc)
-            pictures = (rows[..., 4:5] * rows[..., 5:]).flatten(1).cpu().numpy()  # (B, R nc)
-        scores += [Scored(entropy_bits(probabilities)) for probabilities in pictures]
-    return scores
+def score_entropy(look: Look, config: MiningConfig) -> list[Scored]:
+    """Score each picture by the entropy of its anchors."""
+    assert look.raw is not None
+    if config.entropy_of == "objectness":
+        pictures = look.raw.objectness().cpu().numpy()  # (B, R)
+    else:
+        rows = look.raw.rows()  # (B, R, 5 + nc)
+        pictures = (rows[..., 4:5] * rows[..., 5:]).flatten(1).cpu().numpy()  # (B, R nc)
+    return [Scored(entropy_bits(probabilities)) for probabilities in pictures]
 
 
 def entropy_bits(probabilities: npt.NDArray[np.float32]) -> float:

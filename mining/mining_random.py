@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Optional
 
-from mining.scored import MiningItem, Scored
-from utils.batches import Batch
+from mining.scored import Look, Scored
 from utils.settings import MiningConfig
 
-if TYPE_CHECKING:
-    from models.detector import Detector
 
-
-def score_random(detector: Optional[Detector], batch: Batch[MiningItem], config: MiningConfig) -> list[Scored]:
-    """Draw a score for each picture of a batch."""
-    return [Scored(uniform(config.seed, item.line)) for item in batch.items]
+def score_random(look: Look, config: MiningConfig) -> list[Scored]:
+    """Draw a score for each picture."""
+    return [Scored(uniform(config.seed, item.line)) for item in look.batch.items]
 
 
 def uniform(seed: int, line: str) -> float:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
-from mining.scored import Miner, MiningItem
-from utils.batches import BatchReader
+from mining.scored import Look, Miner, MiningItem
+from utils.batches import Batch, BatchReader
 from utils.errors import ImageError
 from utils.settings import MiningConfig
 
@@ -49,10 +49,22 @@ class ScoreTable:
             yield item.line, lowest if math.isnan(score) else score
 
 
+def looks(batch: Batch[Any], detector: Optional[Detector]) -> Iterator[Look]:
+    """Give the pictures of a batch with what the network says of them, as many at a time as go through it at once."""
+    if detector is None:
+        yield Look(batch)
+        return
+    start = 0
+    for raw in detector.maps(batch):
+        yield Look(batch[start : start + len(raw)], detector, raw)
+        start += len(raw)
+
+
 def score_all(
     reader: BatchReader[Item], table: ScoreTable, miner: Miner, detector: Optional[Detector], config: MiningConfig
 ) -> None:
     """Score every picture that the reader gives. The reader tells `table.set_aside` of the others."""
     for batch in reader:
-        for item, scored in zip(batch.items, miner.score(detector, batch, config)):  # type: ignore[arg-type]  # Batch is invariant in mypy's eyes; scorers only read
-            table.set(item.index, scored.score)
+        for look in looks(batch, detector):
+            for item, scored in zip(look.batch.items, miner.score(look, config)):
+                table.set(item.index, scored.score)

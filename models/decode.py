@@ -7,7 +7,10 @@ width and height = (2 s)^2 x anchor in input pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Optional
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,11 +21,13 @@ class RawMaps:
 
     levels: for each output level (B, H, W, na, 5 + nc), fp32; the last axis is x, y, w, h, objectness, classes.
     strides: input px a cell, per level. anchors_px: (nl, na, 2) width and height in input px.
+    features: (B, C) of `models.features.pooled_features`, where the detector was asked for them.
     """
 
     levels: list[Tensor]
     strides: tuple[int, ...]
     anchors_px: Tensor
+    features: Optional[npt.NDArray[np.int16]] = None
 
     def __len__(self) -> int:
         return self.levels[0].shape[0]
@@ -58,7 +63,8 @@ class RawMaps:
 
     def __getitem__(self, place: int) -> RawMaps:
         """Give one picture's maps, still as a batch, of one."""
-        return RawMaps([level[place : place + 1] for level in self.levels], self.strides, self.anchors_px)
+        features = None if self.features is None else self.features[place : place + 1]
+        return RawMaps([level[place : place + 1] for level in self.levels], self.strides, self.anchors_px, features)
 
     def _above(self, objectness: float) -> tuple[Tensor, Tensor]:
         """Give (K, 5 + nc) rows, by level, and (K,) the number of the picture that each belongs to."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.checkpoint import Checkpoint
 from models.decode import RawMaps
+from models.features import Features, pooled_features
 from models.fuse import fold_batch_norms, pack_for_cpu
 from models.yolo import DetectionModel, parse_spec
 from utils.batches import Batch, Canvas, Item
@@ -152,6 +153,8 @@ class Detector:
     precision: str  # fp32, bf16 or fp16
     chunk: int  # pictures that go through the network at once
     pin_memory: bool = False
+    feature_layer: Optional[int] = None  # of the network's rows; None: it has none that features could be taken from
+    gives_features: bool = False  # of each picture, with its maps
 
     @property
     def stride(self) -> int:
@@ -171,11 +174,20 @@ class Detector:
         for start in range(0, len(batch), chunk):
             canvases = batch.canvases[start : start + chunk]
             with device_errors(), torch.inference_mode():
-                levels = self.model(self._images(canvases, chunk))
-                raw = RawMaps([self._shaped(level)[: len(canvases)] for level in levels], self.strides, self.anchors_px)
+                levels, features = self._levels(self._images(canvases, chunk))
+                shaped = [self._shaped(level)[: len(canvases)] for level in levels]
+                own = None if features is None else features[: len(canvases)]
+                raw = RawMaps(shaped, self.strides, self.anchors_px, own)
                 if not all(bool(torch.isfinite(level[..., 4].sum())) for level in raw.levels):
                     raise WeightsError(f"{self.name}: gives NaN or infinite values for {batch.items[start].path}")
             yield raw
+
+    def _levels(self, images: Tensor) -> tuple[list[Tensor], Optional[Features]]:
+        if not self.gives_features:
+            return self.model(images), None
+        model: Any = self.model
+        levels, feature_map = model.maps_and_features(images)
+        return levels, pooled_features(feature_map)
 
     def _images(self, canvases: Sequence[Canvas], chunk: int) -> Tensor:
         """Move uint8 pictures to the device and make them (chunk, 3, H, W) in 0..1 there."""
@@ -241,10 +253,13 @@ def detector_of(
 ) -> Detector:
     """Make a network in eval mode fast on a device. The model is used up: its layers are folded and packed in place."""
     with device_errors(), torch.no_grad():
+        feature_layer = model.feature_layer
         strides = torch.tensor(model.stride, device=model.detect.anchors.device).view(-1, 1, 1)
         anchors_px = (model.detect.anchors.float() * strides).to(device)
         fast: Any = fold_batch_norms(model)
         packed = device.type == "cpu" and pack_for_cpu(fast, DTYPES[precision])
         if not packed:
             fast = fast.to(device=device, dtype=DTYPES[precision], memory_format=torch.channels_last)
-    return Detector(fast, "the model", names, model.stride, anchors_px, device, precision, chunk)
+    return Detector(
+        fast, "the model", names, model.stride, anchors_px, device, precision, chunk, feature_layer=feature_layer
+    )

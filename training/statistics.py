@@ -10,6 +10,7 @@ import torch
 
 from models.checkpoint import read_checkpoint
 from models.detector import build_model, device_errors
+from models.features import Features, pooled_features
 from models.yolo import DetectionModel
 from training.building import training_side
 from training.job import BEST
@@ -21,14 +22,12 @@ from utils.letterbox import input_stride
 from utils.metrics import Metrics
 from utils.progress import Progress
 from utils.settings import LoaderSettings
-from utils.stats import FEATURE_UNIT, FILE_NAME, MAX_FEATURES, MiningStats, features_digest, write_stats
+from utils.stats import FILE_NAME, MAX_FEATURES, MiningStats, features_digest, write_stats
 from utils.training_set import generator
 
 LETTERBOX = "square"  # mining's own
 SEED_WORD = 4  # beside the seed in a generator, see utils.training_loader
 AT_ONCE = 8  # pictures
-
-Features = npt.NDArray[np.int16]  # (K, C)
 
 
 def write_mining_stats(run: Run, metrics: Optional[Metrics], progress: Progress) -> str:
@@ -47,7 +46,7 @@ def write_mining_stats(run: Run, metrics: Optional[Metrics], progress: Progress)
         placing.side, LETTERBOX, batch_size=AT_ONCE, workers=config.workers, pictures=config.pictures
     )
     reader = BatchReader(shots, placing, loader, ignore, progress, len(shots))
-    parts = [pooled_features(model, batch, run.device) for batch in reader]
+    parts = [features_of(model, batch, run.device) for batch in reader]
     features = np.concatenate(parts) if parts else np.zeros((0, 1), np.int16)
     pictures, boxes = class_counts(table)
     ap = np.full(len(table.names), np.nan)
@@ -61,17 +60,11 @@ def write_mining_stats(run: Run, metrics: Optional[Metrics], progress: Progress)
     return FILE_NAME
 
 
-def pooled_features(model: DetectionModel, batch: Batch[Shot], device: torch.device) -> Features:
-    """Give (B, C): the mean over the map of the backbone's last row, of length 1, times FEATURE_UNIT, rounded.
-
-    In whole numbers, so that no order made of them depends on threads (facts: features).
-    """
+def features_of(model: DetectionModel, batch: Batch[Shot], device: torch.device) -> Features:
+    """Give the (B, C) features of a batch."""
     with device_errors(), torch.inference_mode():
         pixels = torch.from_numpy(np.stack(batch.canvases)).to(device).permute(0, 3, 1, 2)
-        pooled = model.features(pixels.float() / 255).double().mean(dim=(2, 3))  # (B, C)
-        unit = torch.nn.functional.normalize(pooled, dim=1)
-        features: Features = (unit * FEATURE_UNIT).round().to(torch.int16).cpu().numpy()
-    return features
+        return pooled_features(model.features(pixels.float() / 255))
 
 
 def class_counts(table: LabelTable) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -83,19 +83,24 @@ Place = Callable[[Item, tuple[int, int]], Letterbox]
 
 @dataclass(frozen=True)
 class Batch(Generic[Item]):
-    """Pictures of one input shape, ready for the model; the three lists go together."""
+    """Pictures of one input shape, ready for the model; the lists go together."""
 
     items: list[Item]
     canvases: list[Canvas]  # each (H, W, 3) uint8 RGB, all of one shape
     letterboxes: list[Letterbox]
+    pictures: list[Canvas] = field(default_factory=list)  # each at its full size, where `load_whole` read them
 
     def __len__(self) -> int:
         return len(self.items)
 
+    def __getitem__(self, places: slice) -> Batch[Item]:
+        """Give some of the pictures."""
+        return Batch(self.items[places], self.canvases[places], self.letterboxes[places], self.pictures[places])
+
     @property
     def bytes(self) -> int:
         """The memory of its pixels."""
-        return sum(canvas.nbytes for canvas in self.canvases)
+        return sum(pixels.nbytes for pixels in (*self.canvases, *self.pictures))
 
     @property
     def canvas_hw(self) -> tuple[int, int]:
@@ -110,6 +115,7 @@ class Loaded:
     canvas: Canvas
     letterbox: Letterbox
     warning: Optional[str]
+    picture: Optional[Canvas] = None  # at its full size
 
 
 @dataclass
@@ -154,6 +160,17 @@ def check(item: Item, place: Place[Item], settings: LoaderSettings) -> Loaded:
     image_hw = read_picture_hw(item.path, settings.pictures)
     nowhere = Letterbox(image_hw, (0, 0), (0, 0), 1.0, 0, 0)
     return Loaded(np.empty((0, 0, 3), np.uint8), nowhere, None)
+
+
+def load_whole(item: Item, place: Place[Item], settings: LoaderSettings) -> Loaded:
+    """Load a picture and keep it at its full size, too. Raises ImageError."""
+    if item.refused is not None:
+        raise ImageError(item.refused)
+    picture = read_picture(item.path, settings.pictures)
+    letterbox = place(item, picture.full_hw)
+    canvas = np.empty((*letterbox.canvas_hw, 3), np.uint8)
+    letterbox.draw(picture.rgb, canvas)
+    return Loaded(canvas, letterbox, picture.warning, picture.rgb)
 
 
 Loading = Callable[[Item, Place[Item], LoaderSettings], Loaded]
@@ -238,6 +255,8 @@ class BatchReader(Generic[Item]):
                 group.items.append(item)
                 group.canvases.append(loaded.canvas)
                 group.letterboxes.append(loaded.letterbox)
+                if loaded.picture is not None:
+                    group.pictures.append(loaded.picture)
                 if len(group) == self._settings.batch_size:
                     yield waiting.pop(shape)
                     self._finish(len(group))

@@ -7,31 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mining.mining_entropy import entropy_bits, score_entropy
-from models.checkpoint import read_checkpoint
-from models.detector import make_detector
-from utils.batches import BatchReader, Placing
-from utils.settings import EngineSettings, LoaderSettings, MiningConfig
-from ymir.index import Candidate
+from mining import MINERS
+from mining.mining_entropy import entropy_bits
+from tests.mining.looking import scores_of
+from utils.settings import EngineSettings, MiningConfig
 
 
-def scores_of(images: list[Path], weights: Path, config: MiningConfig, side: int = 640) -> dict[str, float]:
-    checkpoint = read_checkpoint(weights)
-    detector = make_detector(checkpoint, config.engine, 16)
-    items = [Candidate(index, path.name, path) for index, path in enumerate(images)]
-    reader = BatchReader(items, Placing("square", side, 32), LoaderSettings(workers=2), lambda item, error: None)
-    return {
-        item.line: scored.score
-        for batch in reader
-        for item, scored in zip(batch.items, score_entropy(detector, batch, config))  # type: ignore[arg-type]
-    }
+def scores(images: list[Path], weights: Path, config: MiningConfig, side: int = 640) -> dict[str, float]:
+    found = scores_of(MINERS["entropy"], images, weights, config, side)
+    return {name: scored.score for name, scored in found.items()}
 
 
 def test_entropy_is_goldens(shared: Path, coco_images: list[Path], yolov5n_pt: Path) -> None:
     lines = (shared / "golden/entropy.tsv").read_text().splitlines()
     golden = {name: float(score) for name, score in (line.split("\t") for line in lines)}
     config = MiningConfig(("x",), algorithm="entropy", engine=EngineSettings(precision="fp32", backend="torch"))
-    found = scores_of(coco_images[:24], yolov5n_pt, config)
+    found = scores(coco_images[:24], yolov5n_pt, config)
     assert sorted(found, key=lambda name: -found[name]) == list(golden)
     for name, score in golden.items():
         assert found[name] == pytest.approx(score, rel=1e-3)
@@ -39,7 +30,7 @@ def test_entropy_is_goldens(shared: Path, coco_images: list[Path], yolov5n_pt: P
 
 def test_class_entropy_adds_up_over_classes(coco_images: list[Path], yolov5n_pt: Path) -> None:
     config = MiningConfig(("x",), algorithm="entropy", entropy_of="class")
-    found = scores_of(coco_images[:3], yolov5n_pt, config, side=160)
+    found = scores(coco_images[:3], yolov5n_pt, config, side=160)
     assert all(score > 0 for score in found.values())
 
 
