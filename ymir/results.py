@@ -60,54 +60,79 @@ def write_mining_result(path: Path, pairs: Iterable[tuple[str, float]]) -> Minin
     pairs: in the order of the index; of equal lines the first counts. Scores are rounded to nine digits before they
     are compared. Holds a line's bytes and about 50 more for each.
     """
-    table = _LineTable()
+    table, scores = LineTable(), array("d")
     for line, score in pairs:
-        table.add(line, score)
-    with _told(path), replacing(path) as file:
-        for row in table.best_first():
-            file.write(b"%s\t%s\n" % (table.line(row), f"{table.scores[row]:.9g}".encode()))
-    return table.summary()
+        if not math.isfinite(score):
+            raise ExecutorError(f"{line}: the score is {score}, need a finite one")
+        table.add(line)
+        scores.append(score)
+    rows = table.distinct()
+    own = rounded_scores(np.frombuffer(scores, np.float64)[rows] if len(rows) else np.zeros(0))
+    order = table.best_first(rows, own)
+    rows, own = rows[order], own[order]
+    return table.write(path, rows, own)
 
 
-class _LineTable:
-    """Index lines with their scores, packed: a million of them are no million objects."""
+def rounded_scores(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Round scores as result.tsv shows them, to nine digits; -0.0 becomes 0."""
+    return np.fromiter((float(f"{score:.9g}") + 0.0 for score in scores), np.float64, len(scores))
+
+
+class LineTable:
+    """Index lines, packed: a million of them are no million objects. Rows are in the order of adding."""
 
     def __init__(self) -> None:
         self._text = bytearray()
         self._ends = array("Q")
         self._lines = _NameTable()
         self._stems = _NameTable()
-        self.scores = array("d")
 
-    def add(self, line: str, score: float) -> None:
-        if not math.isfinite(score):
-            raise ExecutorError(f"{line}: the score is {score}, need a finite one")
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def add(self, line: str) -> None:
+        """Take the next line."""
         encoded = line.encode("utf-8", "surrogateescape")
         self._text += encoded
         self._ends.append(len(self._text))
         self._lines.add(encoded)
         self._stems.add(_stem(line).encode("utf-8", "surrogateescape"))
-        self.scores.append(float(f"{score:.9g}") + 0.0)  # + 0.0: -0.0 is written as 0
 
     def line(self, row: int) -> bytes:
+        """Give a line's bytes."""
         start = self._ends[row - 1] if row else 0
         return bytes(self._text[start : self._ends[row]])
 
-    def best_first(self) -> Iterator[int]:
-        rows = self._lines.first_rows()
-        scores = np.frombuffer(self.scores, np.float64)[rows] if len(rows) else np.zeros(0)
-        order = np.argsort(-scores, kind="stable")
-        rows, scores = rows[order], scores[order]
-        bounds = [0, *(np.flatnonzero(np.diff(scores)) + 1), len(rows)]
-        for start, end in zip(bounds, bounds[1:]):
-            equal = rows[start:end].tolist()
-            yield from sorted(equal, key=self.line) if len(equal) > 1 else equal
+    def distinct(self) -> npt.NDArray[np.int64]:
+        """Give the rows of which none before has the same line."""
+        return self._lines.first_rows()
 
-    def summary(self) -> MiningSummary:
-        kept = self._lines.first_rows()
+    def best_first(self, rows: npt.NDArray[np.int64], scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Give the places of some rows by falling score, equal ones by the bytes of their line."""
+        order = np.argsort(-scores, kind="stable")
+        ends = np.flatnonzero(np.diff(scores[order]))
+        starts = np.concatenate([[0], ends + 1])
+        stops = np.concatenate([ends + 1, [len(order)]])
+        for group in np.flatnonzero(stops - starts > 1):
+            equal = slice(int(starts[group]), int(stops[group]))
+            order[equal] = sorted(order[equal], key=lambda place: self.line(int(rows[place])))
+        return order
+
+    def line_ranks(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Give, for each of some distinct rows, its place among them by the bytes of its line."""
+        ranks = np.empty(len(rows), np.int64)
+        ranks[sorted(range(len(rows)), key=lambda place: self.line(int(rows[place])))] = np.arange(len(rows))
+        return ranks
+
+    def write(self, path: Path, rows: npt.NDArray[np.int64], scores: npt.NDArray[np.float64]) -> MiningSummary:
+        """Write result.tsv: distinct rows in this order, with these rounded scores."""
+        with _told(path), replacing(path) as file:
+            for row, score in zip(rows, scores):
+                file.write(b"%s\t%s\n" % (self.line(row), f"{score:.9g}".encode()))
+        kept = np.sort(rows)
         later = np.setdiff1d(kept, self._stems.first_rows(kept))
         first = self.line(int(later[0])).decode("utf-8", "surrogateescape") if len(later) else ""
-        return MiningSummary(len(kept), len(self.scores) - len(kept), Repeats(len(later), first))
+        return MiningSummary(len(rows), len(self) - len(rows), Repeats(len(later), first))
 
 
 class _NameTable:

@@ -1,0 +1,146 @@
+"""RecordFile: checksummed records appended to one file, so that work interrupted at any moment goes on where it was.
+
+A record that was cut off by a kill, and all behind it, is left out and written again. No torch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Optional
+
+from utils.errors import ExecutorError
+
+LOGGER = logging.getLogger(__name__)
+
+MAGIC = b"records 1\n"
+HEAD = struct.Struct("<II")  # bytes of what follows, its CRC-32
+MOST_BYTES = 64 << 20  # of a record: more can only be damage
+
+
+class BusyError(ExecutorError):
+    """Another process has the file."""
+
+
+class RecordFile:
+    """A file of records, open for one process: it reads what is there, then appends.
+
+    Use as a context. `append` keeps a record in memory until `flush`.
+    """
+
+    def __init__(self, path: Path, digest: str, *, anew: bool = False) -> None:
+        """Open or begin a file. digest: of all that its records depend on; a file of another one is begun anew.
+
+        Raises BusyError where another process has it, ExecutorError where it can't be written.
+        """
+        self.path = path
+        self._waiting = bytearray()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            self._file = os.fdopen(handle, "r+b")
+        except OSError as cause:
+            raise ExecutorError(f"{path}: can't be written ({cause.strerror}); make room in /out") from cause
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as cause:
+            self._file.close()
+            raise BusyError(f"{path}: another process works on this part; wait for it, or stop it") from cause
+        header = MAGIC + _framed(digest.encode())
+        found = self._file.read(len(header) + 1)[: len(header)]
+        if found and (found != header or anew):
+            if not anew:
+                LOGGER.warning("%s: is of other weights, settings or pictures, and is begun anew", path)
+            found = b""
+        self._begin = self._end = len(header)
+        if found:
+            self._end = self._whole_end()
+        else:
+            self._file.seek(0)
+            self._file.truncate()
+            self._write(header)
+
+    def __enter__(self) -> RecordFile:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self._file.close()
+
+    def _whole_end(self) -> int:
+        """Find where the last whole record ends, and cut off what is behind."""
+        end = self._begin
+        for place, record in self._walk():
+            end = place + HEAD.size + len(record)
+        if end < os.fstat(self._file.fileno()).st_size:
+            LOGGER.warning("%s: its last record was cut off, and is made anew", self.path)
+            self._file.truncate(end)
+        return end
+
+    def _walk(self) -> Iterator[tuple[int, bytes]]:
+        self._file.seek(self._begin)
+        place = self._begin
+        while True:
+            head = self._file.read(HEAD.size)
+            if len(head) < HEAD.size:
+                return
+            length, checksum = HEAD.unpack(head)
+            record = self._file.read(length) if length <= MOST_BYTES else b""
+            if len(record) != length or zlib.crc32(record) != checksum:
+                return
+            yield place, record
+            place += HEAD.size + length
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        """Give the place and the content of each record, in the order of writing. Don't append meanwhile."""
+        self.flush()
+        return self._walk()
+
+    def read(self, place: int) -> bytes:
+        """Give the record at a place that iterating gave."""
+        self._file.seek(place)
+        length, _ = HEAD.unpack(self._file.read(HEAD.size))
+        return self._file.read(length)
+
+    def append(self, record: bytes) -> None:
+        """Add a record."""
+        self._waiting += _framed(record)
+
+    def flush(self) -> None:
+        """Hand the system all that was added: from now on a kill of this process loses none of it."""
+        if self._waiting:
+            self._file.seek(self._end)
+            self._write(bytes(self._waiting))
+            self._end += len(self._waiting)
+            self._waiting.clear()
+
+    def _write(self, content: bytes) -> None:
+        try:
+            self._file.write(content)
+            self._file.flush()
+        except OSError as cause:
+            with suppress(OSError):
+                self._file.close()
+            raise ExecutorError(f"{self.path}: can't be written ({cause.strerror}); make room in /out") from cause
+
+
+def digest_of(**settings: object) -> str:
+    """Give one text of all that records depend on."""
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def _framed(content: bytes) -> bytes:
+    return HEAD.pack(len(content), zlib.crc32(content)) + content

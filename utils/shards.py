@@ -1,0 +1,91 @@
+"""Shard: which part of a list of pictures a process works on, and where it leaves what it found."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional, Protocol, TypeVar
+
+from utils.errors import ConfigError
+
+MOST_SHARDS = 100_000
+
+
+class Numbered(Protocol):
+    """What knows its place in the list."""
+
+    @property
+    def index(self) -> int:
+        """From 0."""
+
+
+Item = TypeVar("Item", bound=Numbered)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number`, from 0, of `count`: every count-th picture (SPEC section 6)."""
+
+    number: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.count <= MOST_SHARDS:
+            raise ConfigError(f"--shard: got {self.number}/{self.count}, need I/N with I from 0 to N - 1")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def of(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Give this part of the items."""
+        return (item for item in items if item.index % self.count == self.number)
+
+    def file(self, folder: Path, kind: str) -> Path:
+        """Give the record file of a kind of work."""
+        return folder / f"{kind}.{self.number}-of-{self.count}.records"
+
+    def monitor(self, path: Path) -> Path:
+        """Give what stands for monitor.txt: others may write that in the same folder."""
+        return path.with_name(f"{path.stem}.{self.number}-of-{self.count}{path.suffix}")
+
+
+def parse_shard(text: str) -> Shard:
+    """Read I/N. Raises ConfigError."""
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip(), re.ASCII)
+    if found is None:
+        raise ConfigError(f"--shard: got {text[:40]!r}, need I/N, such as 0/8 for the first of eight parts")
+    return Shard(int(found[1]), int(found[2]))
+
+
+def shard_of_environment(environ: Mapping[str, str]) -> Optional[Shard]:
+    """Give the part of one of torchrun's ranks; None where RANK or WORLD_SIZE says nothing. Raises ConfigError."""
+    rank, size = environ.get("RANK", ""), environ.get("WORLD_SIZE", "")
+    if not rank or size in ("", "1"):
+        return None
+    if not (rank.isdecimal() and size.isdecimal()):
+        raise ConfigError(f"RANK, WORLD_SIZE: got {rank[:20]!r}, {size[:20]!r}, need whole numbers (environment)")
+    return Shard(int(rank), int(size))
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process of this folder is inside."""
+    path = folder / ".merge.lock"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    path.unlink(missing_ok=True)
+
+
+def all_shards(count: int) -> list[Shard]:
+    """Give every part of `count`."""
+    return [Shard(number, count) for number in range(count)]
+
+
+def record_files(folder: Path, kind: str) -> list[Path]:
+    """Give the record files of a kind of work that lie in a folder, of whatever number of parts."""
+    return sorted(folder.glob(f"{kind}.*-of-*.records"))
