@@ -11,30 +11,25 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import Callable, Optional
 
-from utils.class_names import name_differences
 from utils.console import Console
-from utils.errors import ConfigError, DeviceMemoryError, ExecutorError, ImageError, StoppedError, WeightsError
-from utils.passes import CPU_PASS, cpu_pass, whole_passes
+from utils.errors import ConfigError, DatasetError, DeviceMemoryError, ExecutorError, StoppedError
 from utils.process import handling, leave, prepare_process, stoppable
 from utils.progress import Progress
-from ymir.config import Env, TaskConfig, infer_config, mining_config, read_env, read_task
+from utils.shards import MOST_SHARDS, Shard, one_at_a_time, parse_shard, shard_of_environment
+from ymir.config import Env, TaskConfig, read_env, read_task
 from ymir.monitor import Monitor, one_line
 from ymir.params import OTHER_SPELLINGS, SHOWN
-
-if TYPE_CHECKING:
-    from models.checkpoint import Checkpoint
-    from utils.batches import BatchReader, Placing
-    from utils.settings import LoaderSettings
-    from ymir.index import Candidate
 
 LOGGER = logging.getLogger("start")
 
@@ -52,23 +47,26 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument(
         "--out", dest="out_dir", type=Path, default=Path("/out"), help="stands for /out (default: /out)"
     )
+    sharing = parser.add_mutually_exclusive_group()
+    sharing.add_argument("--shard", metavar="I/N", help="mine or infer only every N-th picture, from number I (0..N-1)")
+    sharing.add_argument("--merge", metavar="N", help="write the results of N shards, which have all ended")
     arguments = parser.parse_args(argv)
     prepare_process()
     monitor = Monitor(arguments.out_dir / "monitor.txt", "default-task")
     try:
+        asked = read_part(arguments.shard, arguments.merge)
         env = read_env(arguments.in_dir, arguments.out_dir)
-        monitor = Monitor(env.output.monitor_file, env.task_id)
+        part, is_rank = part_of(asked, env)
+        place = env.output.monitor_file
+        monitor = Monitor(part.shard.monitor(place) if part.shard else place, env.task_id)
         monitor.start()
         remove_old_results(env)
         task = read_task(arguments.in_dir, arguments.out_dir, env)
-        with beating(monitor), Console("task") as console:
-
-            def report(fraction: float) -> None:
-                monitor.report(fraction)
-                console.report(fraction)
-
-            run_task(task, Progress(report))
-        monitor.finish()
+        run_reporting(task, monitor, part)
+        if part.shard and is_rank:
+            whole = Monitor(place, env.task_id)
+            if merge_if_all_there(task, part.shard.count, Progress(whole.report)):
+                whole.finish()
     except ExecutorError as error:
         return fail(monitor, error)
     except MemoryError:
@@ -79,6 +77,46 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         words = f"{type(error).__name__}: {error}; this is a defect of the executor, please report it"
         return fail(monitor, ExecutorError(words), traceback.format_exc())
     return 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """What of a task this process does: all of it, a shard's pictures, or joining what `merge` shards found."""
+
+    shard: Optional[Shard] = None
+    merge: int = 0
+
+
+def read_part(shard: Optional[str], merge: Optional[str]) -> Part:
+    """Read the options. Raises ConfigError."""
+    if merge is not None and not (merge.isdecimal() and 1 <= int(merge) <= MOST_SHARDS):
+        raise ConfigError(f"--merge: got {merge[:40]!r}, need the number of shards")
+    return Part(parse_shard(shard) if shard is not None else None, int(merge or 0))
+
+
+def part_of(asked: Part, env: Env) -> tuple[Part, bool]:
+    """Give what this process does of a task, and whether it is one of torchrun's ranks that share its pictures.
+
+    Raises ConfigError: a training isn't shared this way.
+    """
+    if asked != Part():
+        if env.run_training:
+            raise ConfigError("--shard, --merge: are for mining and inference; to train on several GPUs: gpu_id '0,1'")
+        return asked, False
+    own = None if env.run_training else shard_of_environment(os.environ)
+    return Part(own), own is not None
+
+
+def run_reporting(task: TaskConfig, monitor: Monitor, part: Part) -> None:
+    """Run a task, telling how far it is."""
+    with beating(monitor), Console("task") as console:
+
+        def report(fraction: float) -> None:
+            monitor.report(fraction)
+            console.report(fraction)
+
+        run_task(task, Progress(report), part)
+    monitor.finish()
 
 
 def remove_old_results(env: Env) -> None:
@@ -131,7 +169,7 @@ def stopping_politely() -> Iterator[None]:
         yield
 
 
-def run_task(task: TaskConfig, progress: Progress) -> None:
+def run_task(task: TaskConfig, progress: Progress, part: Part) -> None:
     """Run what the task's flags ask for. Raises ExecutorError."""
     env = task.env
     check_backend(task)
@@ -144,9 +182,9 @@ def run_task(task: TaskConfig, progress: Progress) -> None:
     )
     with stopping_politely():
         if env.run_mining:
-            run_mining(task, halves[0])
+            run_mining(task, halves[0], part)
         if env.run_infer:
-            run_infer(task, halves[1])
+            run_infer(task, halves[1], part)
 
 
 def run_training(task: TaskConfig, progress: Progress) -> None:
@@ -175,141 +213,68 @@ def tell_of_unknown_keys(task: TaskConfig) -> None:
         LOGGER.info("config.yaml: %d unknown keys are ignored: %s", len(unknown), shown)
 
 
-def run_mining(task: TaskConfig, progress: Progress) -> None:
-    """Score every candidate and write result.tsv. Raises ExecutorError."""
-    from mining import MINERS
-    from mining.runner import ScoreTable, score_all
-    from utils.batches import BatchReader, check, load
-    from ymir.index import candidate_index
-    from ymir.results import write_mining_result
+def run_mining(task: TaskConfig, progress: Progress, part: Part) -> None:
+    """Score every candidate and write result.tsv, or do a part of it. Raises ExecutorError."""
+    import mine
 
-    config = mining_config(task)
-    if config.algorithm not in MINERS:
-        raise ConfigError(
-            f"mining_algorithm: {config.algorithm} is not in this version, use {' or '.join(MINERS)} (config.yaml)"
-        )
-    miner = MINERS[config.algorithm]
-    candidates = candidate_index(task)
-    checkpoint = read_weights(task) if miner.needs_model else None
-    table = ScoreTable()
-    loading = load if checkpoint else check
-    count = candidates.count()
-    loader, placing = whole_passes(config.loader, config.engine, CPU_PASS), placing_of(config.loader, checkpoint)
-    reader = BatchReader(candidates, placing, loader, table.set_aside, progress.part(0, 0.95), count, loading)
-    detector = None
-    if checkpoint and count:
-        from models.detector import make_detector
-
-        detector = make_detector(checkpoint, config.engine, loader.batch_size, CPU_PASS)
-    score_all(reader, table, miner, detector, config)
-    tell_of(reader, table.readable, len(table))
-    summary = write_mining_result(task.env.output.mining_result_file, table.of(candidates))
-    if summary.repeated_lines:
-        LOGGER.warning("%d lines of the index repeat an earlier one and stand once", summary.repeated_lines)
-    if summary.same_name.count:
-        LOGGER.warning(
-            "%d candidates share their name without suffix with another, the platform can't tell them apart: %s",
-            summary.same_name.count,
-            one_line(summary.same_name.first),
-        )
-    LOGGER.info(
-        "mining by %s: %d candidates in %s", config.algorithm, summary.lines, task.env.output.mining_result_file
-    )
-    progress.at(1)
+    mining = mine.read_mining(task)
+    if part.shard is not None:
+        mine.score_shard(mining, part.shard, progress)
+        return
+    count = part.merge
+    if not count:
+        count = max(len(mining.config.engine.devices), 1) if mining.checkpoint else 1
+        scoring = progress.part(0, mine.SCORED)
+        if count > 1:
+            run_ranks(mine.score_as_rank, task, count, scoring)
+        else:
+            mine.score_shard(mining, Shard(), scoring)
+    mine.merge(mining, count, progress.part(mine.SCORED, 1))
 
 
-def run_infer(task: TaskConfig, progress: Progress) -> None:
-    """Detect in every candidate and write infer-result.json. Raises ExecutorError."""
-    from utils.batches import BatchReader, load
-    from utils.detections import Detections
-    from ymir.index import candidate_index
-    from ymir.results import InferResultWriter
+def run_infer(task: TaskConfig, progress: Progress, part: Part) -> None:
+    """Detect in every candidate and write infer-result.json, or do a part of it. Raises ExecutorError."""
+    import infer
 
-    config = infer_config(task)
-    candidates = candidate_index(task)
-    checkpoint = read_weights(task)
-    env = task.env
-    results = InferResultWriter(
-        env.output.infer_result_file, config.class_names, old_protocol=env.is_old_protocol, by_stem=env.run_mining
-    )
-    with results:
-
-        def set_aside(item: Candidate, error: ImageError) -> None:
-            results.add(item.index, item.name, Detections.empty(), (1, 1))
-
-        count = candidates.count()
-        at_once = cpu_pass(count)
-        loader, placing = whole_passes(config.loader, config.engine, at_once), placing_of(config.loader, checkpoint)
-        reader = BatchReader(candidates, placing, loader, set_aside, progress.part(0, 0.95), count, load)
-        readable = 0
-        if count:
-            from models.detector import make_detector
-
-            detector = make_detector(checkpoint, config.engine, loader.batch_size, at_once)
-            for batch in reader:
-                readable += len(batch)
-                found = detector.detect(batch, config.nms)
-                for item, letterbox, detections in zip(batch.items, batch.letterboxes, found):
-                    results.add(item.index, item.name, detections, letterbox.image_hw)
-        tell_of(reader, readable, readable + reader.unreadable.count)
-        summary = results.finish()
-    if summary.repeats.count:
-        LOGGER.warning(
-            "%d candidates have the name of an earlier one and no entry of their own: %s",
-            summary.repeats.count,
-            one_line(summary.repeats.first),
-        )
-    LOGGER.info(
-        "inference: %d boxes in %d pictures in %s", summary.boxes, summary.pictures, env.output.infer_result_file
-    )
-    progress.at(1)
+    inference = infer.read_inference(task)
+    engine = inference.config.engine
+    if part.shard is not None:
+        infer.detect_shard(inference, part.shard, progress, engine)
+        return
+    count = part.merge or len(engine.devices)
+    if count < 2 and not part.merge:
+        infer.infer(inference, progress)
+        return
+    if not part.merge:
+        run_ranks(infer.detect_as_rank, task, count, progress.part(0, infer.DETECTED))
+    infer.merge(inference, count, progress.part(infer.DETECTED, 1))
 
 
-def read_weights(task: TaskConfig) -> Checkpoint:
-    """Read the weights that the task names; they must know as many classes as the task. Raises WeightsError."""
-    from models.checkpoint import read_checkpoint
-    from ymir.weights import task_weights
+def run_ranks(function: Callable[..., None], task: TaskConfig, count: int, progress: Progress) -> None:
+    """Share a task's pictures among processes, one for each GPU. Raises what ended the first of them."""
+    from utils.distributed import launch
 
-    path = task_weights(task)
-    if path is None:
-        named = ", ".join(task.params.model_params_path) or "nothing"
-        raise WeightsError(
-            f"model_params_path: names {named[:200]}, need a weights file (.pt) that is there (config.yaml)"
-        )
-    if path.suffix.lower() != ".pt":
-        raise WeightsError(f"{path}: only .pt weights can be used in this version")
-    checkpoint = read_checkpoint(path)
-    names = task.params.class_names
-    if len(names) != checkpoint.nc:
-        raise WeightsError(
-            f"{path}: has {checkpoint.nc} classes, the task has {len(names)}; give weights that were trained for the "
-            "task's class_names (config.yaml)"
-        )
-    differences = name_differences(checkpoint.names, names, "task", "written")
-    if differences:
-        LOGGER.warning("%s", one_line(differences))
-    return checkpoint
+    done = [0.0] * count
+
+    def on_message(rank: int, fraction: float) -> None:
+        done[rank] = fraction
+        progress.at(sum(done) / count)
+
+    if not launch(function, (task.roots.in_dir, task.roots.out_dir), count, on_message):
+        raise StoppedError("the task was stopped")
 
 
-def placing_of(loader: LoaderSettings, checkpoint: Optional[Checkpoint]) -> Placing:
-    """Give how pictures are placed on a model's input; without a model any size will do."""
-    from utils.batches import Placing, input_side
-    from utils.letterbox import input_stride
+def merge_if_all_there(task: TaskConfig, count: int, progress: Progress) -> bool:
+    """Merge, as one of torchrun's ranks, where it is the last to end; tells whether it was."""
+    from utils.records import BusyError
 
-    stride = input_stride(checkpoint.strides) if checkpoint else 1
-    return Placing(loader.letterbox, input_side(loader.img_size, stride), stride)
-
-
-def tell_of(reader: BatchReader[Candidate], readable: int, total: int) -> None:
-    """Log what was remarkable about the pictures. Raises ImageError where not one could be read."""
-    if total == 0:
-        LOGGER.warning("the candidate index is empty: there is nothing to do, and the results are empty")
-    if reader.unreadable.count:
-        LOGGER.warning("%s", one_line(reader.unreadable.summary("pictures can't be read and are set aside")))
-    if reader.damaged.count:
-        LOGGER.warning("%s", one_line(reader.damaged.summary("pictures are damaged and used as far as they go")))
-    if total and not readable:
-        raise ImageError(f"not one of {total} pictures can be read, such as {reader.unreadable.examples[0]}")
+    with one_at_a_time(task.env.output.root_dir):
+        try:
+            run_task(task, progress, Part(merge=count))
+        except (BusyError, DatasetError) as error:
+            LOGGER.info("the last rank to end merges, this one doesn't: %s", one_line(str(error)))
+            return False
+    return True
 
 
 if __name__ == "__main__":

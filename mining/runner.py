@@ -1,15 +1,22 @@
-"""The one mining loop: every candidate gets its score, whatever the scorer."""
+"""The one mining loop: each candidate is looked at once, and leaves a record; whatever the scorer."""
 
 from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
-from mining.scored import Look, Miner, MiningItem
+import numpy as np
+import numpy.typing as npt
+
+from mining.records import Record, decode, encode
+from mining.scored import Look, Miner, MiningItem, Scored
+from mining.sight import Wants, best_confidences, class_sums
 from utils.batches import Batch, BatchReader
-from utils.errors import ImageError
+from utils.errors import ImageError, WeightsError
+from utils.records import RecordFile
 from utils.settings import MiningConfig
 
 if TYPE_CHECKING:
@@ -18,35 +25,46 @@ if TYPE_CHECKING:
 Item = TypeVar("Item", bound=MiningItem)
 
 
-class ScoreTable:
-    """A score for each place of the index; eight bytes a candidate."""
+class Ledger:
+    """Which candidates have a record, and where; 30 bytes a candidate. Records of other lines are left out."""
 
-    def __init__(self) -> None:
-        self._scores = array("d")
-        self.readable = 0
-
-    def set(self, index: int, score: float) -> None:
-        """Keep a readable picture's score."""
-        self._reach(index)
-        self._scores[index] = score
-        self.readable += 1
-
-    def set_aside(self, item: MiningItem, error: ImageError) -> None:
-        """Keep the place of a picture that can't be read."""
-        self._reach(item.index)
-
-    def _reach(self, index: int) -> None:
-        while len(self._scores) <= index:
-            self._scores.append(math.nan)
+    def __init__(self, items: Iterable[Item]) -> None:
+        hashes = array("Q", (line_hash(item.line) for item in items))
+        self._hashes = np.frombuffer(hashes, np.uint64) if hashes else np.zeros(0, np.uint64)
+        count = len(self._hashes)
+        self.scores: npt.NDArray[np.float64] = np.zeros(count)
+        self.is_done: npt.NDArray[np.bool_] = np.zeros(count, np.bool_)
+        self.is_readable: npt.NDArray[np.bool_] = np.zeros(count, np.bool_)
+        self._files: list[RecordFile] = []
+        self._file_of = np.zeros(count, np.uint32)
+        self._places = np.zeros(count, np.int64)
 
     def __len__(self) -> int:
-        return len(self._scores)
+        return len(self._hashes)
 
-    def of(self, items: Iterable[Item]) -> Iterator[tuple[str, float]]:
-        """Pair each line of the index with its score; unreadable pictures get the lowest score minus 1."""
-        lowest = min((score for score in self._scores if not math.isnan(score)), default=0.0) - 1
-        for item, score in zip(items, self._scores):
-            yield item.line, lowest if math.isnan(score) else score
+    def take(self, file: RecordFile) -> None:
+        """Enter all records of a file, which must stay open while `record` is used."""
+        self._files.append(file)
+        for place, content in file:
+            try:
+                record = decode(content)
+            except ValueError:
+                continue
+            index = record.index
+            if index < len(self) and line_hash(record.line) == self._hashes[index] and math.isfinite(record.score):
+                self.scores[index] = record.score
+                self.is_done[index] = True
+                self.is_readable[index] = record.is_readable
+                self._file_of[index], self._places[index] = len(self._files) - 1, place
+
+    def record(self, index: int) -> Record:
+        """Read a candidate's record."""
+        return decode(self._files[self._file_of[index]].read(int(self._places[index])))
+
+
+def line_hash(line: str) -> int:
+    """Give 64 bits that tell index lines apart."""
+    return int.from_bytes(blake2b(line.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
 
 
 def looks(batch: Batch[Any], detector: Optional[Detector]) -> Iterator[Look]:
@@ -60,11 +78,43 @@ def looks(batch: Batch[Any], detector: Optional[Detector]) -> Iterator[Look]:
         start += len(raw)
 
 
+class Keeper:
+    """Appends what is found of each candidate to a shard's file."""
+
+    def __init__(self, file: RecordFile, config: MiningConfig, wants: Wants) -> None:
+        self._file, self._config, self._wants = file, config, wants
+        self.readable = 0
+
+    def set_aside(self, item: MiningItem, error: ImageError) -> None:
+        """Keep that a picture can't be read."""
+        self._file.append(encode(Record(item.index, item.line, is_readable=False)))
+
+    def keep(self, look: Look, results: Sequence[Scored]) -> None:
+        """Keep the results of some pictures; from now on no kill loses them."""
+        wants, count = self._wants, len(look)
+        confidences = best_confidences(look) if wants.confidences else [None] * count
+        sums = class_sums(look, self._config) if wants.class_sums else [None] * count
+        features = look.raw.features if wants.features and look.raw is not None else None
+        for place, (item, scored) in enumerate(zip(look.batch.items, results)):
+            arrays: dict[str, Any] = {
+                "parts": np.asarray(scored.parts, np.float32) if wants.parts else None,
+                "confidences": confidences[place],
+                "class_sums": sums[place],
+                "feature": None if features is None else features[place],
+            }
+            if not math.isfinite(scored.score):
+                name = look.detector.name if look.detector else "the scorer"
+                raise WeightsError(f"{name}: gives NaN or infinite values for {item.path}")
+            given = {name: array for name, array in arrays.items() if array is not None}
+            self._file.append(encode(Record(item.index, item.line, scored.score, **given)))
+            self.readable += 1
+        self._file.flush()
+
+
 def score_all(
-    reader: BatchReader[Item], table: ScoreTable, miner: Miner, detector: Optional[Detector], config: MiningConfig
+    reader: BatchReader[Item], keeper: Keeper, miner: Miner, detector: Optional[Detector], config: MiningConfig
 ) -> None:
-    """Score every picture that the reader gives. The reader tells `table.set_aside` of the others."""
+    """Score every picture that the reader gives. The reader tells `keeper.set_aside` of the others."""
     for batch in reader:
         for look in looks(batch, detector):
-            for item, scored in zip(look.batch.items, miner.score(look, config)):
-                table.set(item.index, scored.score)
+            keeper.keep(look, miner.score(look, config))

@@ -41,11 +41,21 @@ def select_boxes(rows: Tensor, settings: NmsSettings) -> tuple[Tensor, Tensor, T
     rows: (K, 5 + nc) fp32 on the CPU: cx, cy, w, h in input px, objectness, class probabilities.
     returns: boxes_letterbox (N, 4) xyxy, scores (N,) falling, class_ids (N,); N <= settings.max_det.
     """
-    boxes, scores, class_ids = score_rows(rows, settings)
+    boxes, scores, class_ids, _ = _selected(rows, settings)
+    return boxes, scores, class_ids
+
+
+def select_rows(rows: Tensor, settings: NmsSettings) -> Tensor:
+    """Give the (N, 5 + nc) rows of the boxes that `select_boxes` chooses, in its order."""
+    return rows[_selected(rows, settings)[3]]
+
+
+def _selected(rows: Tensor, settings: NmsSettings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    boxes, scores, class_ids, sources = _scored(rows, settings)
     order = scores.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
     boxes, scores, class_ids = boxes[order], scores[order], class_ids[order]
     kept = _keep(boxes, scores, class_ids, settings)
-    return boxes[kept], scores[kept], class_ids[kept]
+    return boxes[kept], scores[kept], class_ids[kept], sources[order[kept]]
 
 
 def score_rows(rows: Tensor, settings: NmsSettings) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,7 +63,13 @@ def score_rows(rows: Tensor, settings: NmsSettings) -> tuple[Tensor, Tensor, Ten
 
     returns: boxes_letterbox (M, 4) xyxy, scores (M,), class_ids (M,).
     """
-    rows = rows[rows[:, 4] > settings.conf_thres]
+    return _scored(rows, settings)[:3]
+
+
+def _scored(rows: Tensor, settings: NmsSettings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give what `score_rows` does, and which row each is of (M,)."""
+    sources = (rows[:, 4] > settings.conf_thres).nonzero(as_tuple=True)[0]
+    rows = rows[sources]
     probabilities = rows[:, 5:] * rows[:, 4:5]  # (K, nc)
     if settings.multi_label and probabilities.shape[1] > 1:
         taken, class_ids = (probabilities > settings.conf_thres).nonzero(as_tuple=True)
@@ -66,7 +82,7 @@ def score_rows(rows: Tensor, settings: NmsSettings) -> tuple[Tensor, Tensor, Ten
         wanted = torch.isin(class_ids, torch.tensor(settings.classes, dtype=class_ids.dtype))
         taken, scores, class_ids = taken[wanted], scores[wanted], class_ids[wanted]
     centre, half = rows[taken, 0:2], rows[taken, 2:4] / 2
-    return torch.cat((centre - half, centre + half), 1), scores, class_ids
+    return torch.cat((centre - half, centre + half), 1), scores, class_ids, sources[taken]
 
 
 def _keep(boxes: Tensor, scores: Tensor, class_ids: Tensor, settings: NmsSettings) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Optional
 
@@ -90,6 +90,16 @@ class EngineSettings:
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("backend", self.backend, BACKENDS)
         check_at_least("threads", self.threads, 0)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Give the GPUs that are named; none: the CPU."""
+        return tuple(part.strip() for part in self.device.split(",") if part.strip())
+
+    def of_rank(self, rank: int) -> EngineSettings:
+        """Give a rank's own GPU, of those that are named."""
+        devices = self.devices
+        return replace(self, device=devices[rank % len(devices)]) if devices else self
 
 
 @dataclass(frozen=True)

@@ -1,35 +1,41 @@
-"""The one mining loop: places, scores and what stands in for unreadable pictures."""
+"""The ledger: which records count, and for which candidate."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from mining.runner import ScoreTable
-from utils.errors import ImageError
+from mining.records import Record, encode
+from mining.runner import Ledger
+from utils.records import RecordFile
 from ymir.index import Candidate
 
 
-def candidates(count: int) -> list[Candidate]:
-    return [Candidate(index, f"/in/{index}.jpg", Path(f"/in/{index}.jpg")) for index in range(count)]
+def candidates(*names: str) -> list[Candidate]:
+    return [Candidate(index, f"/in/{name}.jpg", Path(f"/in/{name}.jpg")) for index, name in enumerate(names)]
 
 
-def test_scores_go_to_their_places_whatever_the_order() -> None:
-    table = ScoreTable()
-    for index in (3, 0, 2, 1):
-        table.set(index, index / 10)
-    assert list(table.of(candidates(4))) == [(f"/in/{k}.jpg", k / 10) for k in range(4)]
-    assert table.readable == len(table) == 4
+def test_records_count_for_the_line_that_they_name(tmp_path: Path) -> None:
+    with RecordFile(tmp_path / "x.records", "a") as file:
+        for record in (
+            Record(1, "/in/b.jpg", 0.5),
+            Record(0, "/in/other.jpg", 0.7),  # of another list
+            Record(9, "/in/z.jpg", 0.7),  # beyond the list
+            Record(2, "/in/c.jpg", is_readable=False),
+        ):
+            file.append(encode(record))
+        file.append(b"no record")
+        ledger = Ledger(candidates("a", "b", "c", "d"))
+        ledger.take(file)
+        assert ledger.is_done.tolist() == [False, True, True, False]
+        assert ledger.is_readable.tolist() == [False, True, False, False]
+        assert ledger.scores[1] == 0.5 and ledger.record(1).line == "/in/b.jpg"
 
 
-@pytest.mark.parametrize("scores", [[0.5, 0.25], [-3.0, -4.0], [0.0, 0.0]])
-def test_unreadable_pictures_get_the_lowest_score_minus_one(scores: list[float]) -> None:
-    table, items = ScoreTable(), candidates(4)
-    table.set_aside(items[0], ImageError("x"))
-    table.set(1, scores[0])
-    table.set(2, scores[1])
-    table.set_aside(items[3], ImageError("x"))
-    ranked = dict(table.of(items))
-    assert ranked["/in/0.jpg"] == ranked["/in/3.jpg"] == min(scores) - 1
-    assert table.readable == 2 and len(table) == 4
+def test_several_files_make_one_ledger(tmp_path: Path) -> None:
+    ledger = Ledger(candidates("a", "b"))
+    files = [RecordFile(tmp_path / f"{number}.records", "a") for number in range(2)]
+    for index, (file, name) in enumerate(zip(files, "ab")):
+        file.append(encode(Record(index, f"/in/{name}.jpg", index + 0.5)))
+        ledger.take(file)
+    assert ledger.is_done.all() and ledger.record(1).score == 1.5 and ledger.record(0).score == 0.5
+    assert len(Ledger([])) == 0

@@ -34,6 +34,13 @@ def coco_data(folder: Path, images: list[Path], weights: Path) -> Path:
     return folder / "data.yaml"
 
 
+def has_large_boxes_only(image: Path) -> bool:
+    """Tell whether each side of each box is at least 0.12 of the picture's: 20 px at 160."""
+    label = image.parents[2] / "labels/train2017" / f"{image.stem}.txt"
+    rows = [line.split() for line in label.read_text().splitlines()] if label.exists() else []
+    return bool(rows) and all(min(float(row[3]), float(row[4])) >= 0.12 for row in rows)
+
+
 def job_of(config: TrainConfig, data: Path, folder: Path) -> TrainJob:
     folders = TrainFolders(folder, folder / "weights", folder)
     return TrainJob(config, partial(yolo_training_data, data), folders, draws=False)
@@ -43,17 +50,19 @@ def job_of(config: TrainConfig, data: Path, folder: Path) -> TrainJob:
 def test_a_network_from_scratch_learns_eight_pictures_by_heart(
     tmp_path: Path, coco_images: list[Path], yolov5n_pt: Path
 ) -> None:
-    data = coco_data(tmp_path / "data", coco_images[:8], yolov5n_pt)
+    eight = [image for image in coco_images if has_large_boxes_only(image)][:8]
+    data = coco_data(tmp_path / "data", eight, yolov5n_pt)
+    # Validation places pictures otherwise than training does, with another border: a network that saw each of them at
+    # one place only knows it nowhere else. So slow at the end that the norms' statistics catch up with the weights.
     plain = read_hyp(HYPS / "hyp.no-augmentation.yaml")
-    # So slow at the end that the running statistics of the norms catch up with the weights.
-    hyp = replace(plain, lr0=0.004, lrf=0.001, warmup_bias_lr=0.004)
+    hyp = replace(plain, lr0=0.004, lrf=0.001, warmup_bias_lr=0.004, translate=0.1, scale=0.2, fliplr=0.5)
     config = TrainConfig(
         cfg=ROOT / "models/yolov5n.yaml",
         hyp=hyp,
-        epochs=400,
+        epochs=500,
         batch_size=8,
         nominal_batch=8,
-        img_size=256,
+        img_size=160,
         optimizer="AdamW",
         cos_lr=True,
         cache="ram",

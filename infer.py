@@ -1,0 +1,219 @@
+"""A YMIR inference task: boxes in every candidate. `start.py` is its door."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable
+
+import numpy as np
+
+from utils.batches import BatchReader, load
+from utils.detections import Detections
+from utils.errors import DatasetError, ImageError
+from utils.passes import cpu_pass, whole_passes
+from utils.process import one_line
+from utils.progress import Progress
+from utils.records import RecordFile, digest_of
+from utils.settings import EngineSettings, InferConfig
+from utils.shards import Shard, all_shards, record_files
+from ymir.config import TaskConfig, infer_config
+from ymir.index import Candidate, CandidateIndex, candidate_index
+from ymir.pictures import placing_of, read_weights, tell_of, tell_of_pictures
+from ymir.results import InferResultWriter, InferSummary
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
+
+LOGGER = logging.getLogger("infer")
+
+KIND = "infer"
+VERSION = 1  # of what records hold
+DETECTED = 0.95  # share of the progress; the rest is the writing
+UNREADABLE = (0, 0)  # stands for the size of a picture that can't be read
+HEAD = struct.Struct("<Q2I2I")  # index, height and width, bytes of the name, boxes
+
+Found = Callable[[Candidate, Detections, "tuple[int, int]"], None]  # picture, boxes, its (height, width)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A task, read."""
+
+    task: TaskConfig
+    config: InferConfig
+    candidates: CandidateIndex
+    checkpoint: Checkpoint
+
+    @property
+    def digest(self) -> str:
+        """Give all that a candidate's record depends on."""
+        config = self.config
+        return digest_of(
+            version=VERSION,
+            task=self.task.env.task_id,
+            weights=self.checkpoint.digest,
+            classes=config.class_names,
+            pictures=[config.loader.img_size, config.loader.letterbox, config.loader.pictures],
+            engine=[config.engine.precision, config.engine.backend],
+            boxes=config.nms,
+        )
+
+    def file(self, shard: Shard, *, anew: bool = False) -> RecordFile:
+        """Open a shard's records."""
+        return RecordFile(shard.file(self.task.env.output.root_dir, KIND), self.digest, anew=anew)
+
+    def results(self) -> InferResultWriter:
+        """Begin the result file."""
+        env = self.task.env
+        return InferResultWriter(
+            env.output.infer_result_file,
+            self.config.class_names,
+            old_protocol=env.is_old_protocol,
+            by_stem=env.run_mining,
+        )
+
+
+def read_inference(task: TaskConfig) -> Inference:
+    """Read what an inference task names. Raises ConfigError, DatasetError, WeightsError, before torch is imported."""
+    return Inference(task, infer_config(task), candidate_index(task), read_weights(task))
+
+
+def infer(inference: Inference, progress: Progress) -> None:
+    """Detect in every candidate and write infer-result.json. Raises ExecutorError."""
+    with inference.results() as results:
+
+        def add(item: Candidate, found: Detections, image_hw: tuple[int, int]) -> None:
+            results.add(item.index, item.name, found, image_hw)
+
+        total = inference.candidates.count()
+        readable = detect(inference, Shard(), total, add, progress.part(0, DETECTED), inference.config.engine)
+        tell_of(total, readable, inference.candidates)
+        tell_of_result(results.finish(), inference)
+    progress.at(1)
+
+
+def detect(
+    inference: Inference,
+    shard: Shard,
+    total: int,
+    found: Found,
+    progress: Progress,
+    engine: EngineSettings,
+    ranks: int = 1,
+) -> int:
+    """Tell `found` of each picture of a shard; gives how many could be read."""
+    config, candidates, checkpoint = inference.config, inference.candidates, inference.checkpoint
+
+    def set_aside(item: Candidate, error: ImageError) -> None:
+        found(item, Detections.empty(), UNREADABLE)
+
+    count = len(range(shard.number, total, shard.count))
+    # By the whole list: a picture's boxes mustn't depend on how many shards there are.
+    at_once = cpu_pass(total)
+    loader = whole_passes(config.loader, engine, at_once)
+    placing = placing_of(loader, checkpoint)
+    reader = BatchReader(shard.of(candidates), placing, loader, set_aside, progress, count, load)
+    readable = 0
+    if count:
+        from models.detector import make_detector
+
+        detector = make_detector(checkpoint, engine, loader.batch_size, at_once, ranks)
+        for batch in reader:
+            readable += len(batch)
+            for item, letterbox, detections in zip(batch.items, batch.letterboxes, detector.detect(batch, config.nms)):
+                found(item, detections, letterbox.image_hw)
+    tell_of_pictures(reader)
+    return readable
+
+
+def tell_of_result(summary: InferSummary, inference: Inference) -> None:
+    """Log what stands in the result."""
+    if summary.repeats.count:
+        LOGGER.warning(
+            "%d candidates have the name of an earlier one and no entry of their own: %s",
+            summary.repeats.count,
+            one_line(summary.repeats.first),
+        )
+    LOGGER.info(
+        "inference: %d boxes in %d pictures in %s",
+        summary.boxes,
+        summary.pictures,
+        inference.task.env.output.infer_result_file,
+    )
+
+
+# ---- shards ----------------------------------------------------------------------------------------------------------
+
+
+def detect_shard(
+    inference: Inference, shard: Shard, progress: Progress, engine: EngineSettings, ranks: int = 1
+) -> None:
+    """Leave a record of each of a shard's pictures, always anew. Raises ExecutorError."""
+    total = inference.candidates.count()
+    with inference.file(shard, anew=True) as file:
+
+        def keep(item: Candidate, found: Detections, image_hw: tuple[int, int]) -> None:
+            file.append(encode(item.index, item.name, found, image_hw))
+
+        detect(inference, shard, total, keep, progress, engine, ranks)
+
+
+def detect_as_rank(roots: tuple[Path, Path], world: Any, send: Callable[[Any], None]) -> None:
+    """Detect as one of several ranks of this machine, in a process of its own. roots: of /in and /out."""
+    from utils.process import prepare_process
+    from ymir.config import read_env, read_task
+
+    prepare_process()
+    inference = read_inference(read_task(*roots, read_env(*roots)))
+    engine = inference.config.engine.of_rank(world.rank)
+    detect_shard(inference, Shard(world.rank, world.size), Progress(send), engine, world.size)
+
+
+def merge(inference: Inference, count: int, progress: Progress) -> None:
+    """Write infer-result.json of the records of `count` shards, and take them away.
+
+    Raises DatasetError where a picture has no record, ImageError where none could be read.
+    """
+    folder, total = inference.task.env.output.root_dir, inference.candidates.count()
+    done, readable = np.zeros(total, np.bool_), 0
+    with ExitStack() as stack, inference.results() as results:
+        for shard in all_shards(count):
+            if not shard.file(folder, KIND).exists():
+                raise DatasetError(f"shard {shard}: has no records in {folder}; run start.py --shard {shard}")
+            for _, content in stack.enter_context(inference.file(shard)):
+                index, name, found, image_hw = decode(content)
+                if index < total and not done[index]:
+                    done[index] = True
+                    readable += image_hw != UNREADABLE
+                    results.add(index, name, found, image_hw)
+        missing = np.flatnonzero(~done)
+        if len(missing):
+            shard = Shard(int(missing[0]) % count, count)
+            raise DatasetError(f"{len(missing)} pictures have no record; run start.py --shard {shard} again")
+        tell_of(total, readable, inference.candidates)
+        tell_of_result(results.finish(), inference)
+    for path in record_files(folder, KIND):
+        path.unlink(missing_ok=True)
+    progress.at(1)
+
+
+def encode(index: int, name: str, found: Detections, image_hw: tuple[int, int]) -> bytes:
+    """Give a record's bytes."""
+    name_bytes = name.encode("utf-8", "surrogateescape")
+    head = HEAD.pack(index, *image_hw, len(name_bytes), len(found))
+    floats = np.concatenate([found.boxes_px, found.scores[:, None], found.class_ids[:, None]], axis=1)  # (N, 6)
+    return head + name_bytes + floats.astype(np.float64).tobytes()
+
+
+def decode(content: bytes) -> tuple[int, str, Detections, tuple[int, int]]:
+    """Give what `encode` made these bytes of."""
+    index, height, width, name_bytes, count = HEAD.unpack_from(content)
+    place = HEAD.size + name_bytes
+    name = content[HEAD.size : place].decode("utf-8", "surrogateescape")
+    floats = np.frombuffer(content, np.float64, 6 * count, place).reshape(count, 6)
+    boxes_px, scores = floats[:, :4].astype(np.float32), floats[:, 4].astype(np.float32)
+    return index, name, Detections(boxes_px, scores, floats[:, 5].astype(np.int64)), (height, width)

@@ -1,0 +1,187 @@
+"""Mining through start.py: shards, ranks, kills, the options of the order and the report, on real pictures."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import start
+from make_task import TaskOptions, make_task
+from mining import MINERS
+from utils.distributed import launch
+
+ROOT = Path(__file__).resolve().parent.parent
+SIDE = 96
+COUNT = 10
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, coco_images: list[Path], yolov5n_pt: Path) -> Path:
+    """One /in tree: ten pictures, one that can't be read, and a line that stands twice."""
+    pictures = tmp_path_factory.mktemp("pictures")
+    for path in coco_images[:COUNT]:
+        shutil.copy(path, pictures / path.name)
+    (pictures / "broken.jpg").write_bytes(b"no picture")
+    settings = {"img_size": SIDE, "batch_size_per_gpu": 4, "num_workers_per_gpu": 2, "threads_per_rank": 1}
+    options = TaskOptions(weights=(yolov5n_pt,), settings=settings, placing="copy")
+    in_dir = make_task(pictures, tmp_path_factory.mktemp("task") / "t", "mining+infer", options).in_dir
+    index = in_dir / "candidate-index.tsv"
+    index.write_text(index.read_text() + index.read_text().splitlines()[2] + "\n")
+    return in_dir
+
+
+@pytest.fixture
+def task(template: Path, tmp_path: Path) -> Path:
+    shutil.copytree(template, tmp_path / "in", symlinks=True)
+    return tmp_path
+
+
+def edit(task: Path, **values: Any) -> None:
+    path = task / "in/config.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **values}))
+
+
+def run(task: Path, *more: str) -> int:
+    return start.main(["--in", str(task / "in"), "--out", str(task / "out"), *more])
+
+
+def result(task: Path) -> bytes:
+    return (task / "out/result.tsv").read_bytes()
+
+
+def started(task: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "start.py"), "--in", str(task / "in"), "--out", str(task / "out"), *more]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ)
+
+
+def records(task: Path) -> list[Path]:
+    return sorted((task / "out").glob("*.records"))
+
+
+@pytest.mark.parametrize("algorithm", sorted(MINERS))
+def test_every_miner_gives_each_line_once_and_leaves_no_records(task: Path, algorithm: str) -> None:
+    edit(task, mining_algorithm=algorithm)
+    assert run(task) == 0
+    rows = [row.split("\t") for row in result(task).decode().splitlines()]
+    lines = (task / "in/candidate-index.tsv").read_text().splitlines()
+    assert sorted(line for line, _ in rows) == sorted(set(lines))
+    scores = [float(score) for _, score in rows]
+    assert scores == sorted(scores, reverse=True) and rows[-1][0].endswith("broken.jpg")
+    assert records(task) == []
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shards_and_a_merge_give_the_bytes_of_one_run(task: Path, count: int) -> None:
+    edit(task, mining_algorithm="entropy")
+    assert run(task) == 0
+    mined, found = result(task), (task / "out/infer-result.json").read_bytes()
+    for number in range(count):
+        assert run(task, "--shard", f"{number}/{count}") == 0
+        assert (task / f"out/monitor.{number}-of-{count}.txt").is_file()
+    assert not (task / "out/result.tsv").exists() and len(records(task)) == 2 * count
+    assert run(task, "--merge", str(count)) == 0
+    assert result(task) == mined and (task / "out/infer-result.json").read_bytes() == found
+    assert records(task) == []
+
+
+def test_a_merge_names_the_shard_that_is_missing(task: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    edit(task, mining_algorithm="random")
+    assert run(task, "--shard", "0/2") == 0
+    assert run(task, "--merge", "2") == 1
+    assert "--shard 1/2" in capfd.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("more", "word"), [(["--shard", "2/2"], "--shard"), (["--merge", "0"], "--merge"), (["--shard", "x"], "--shard")]
+)
+def test_a_wrong_part_is_told(task: Path, capfd: pytest.CaptureFixture[str], more: list[str], word: str) -> None:
+    assert run(task, *more) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("error 300001") and word in last
+
+
+def test_ranks_of_this_machine_give_the_bytes_of_one_process(task: Path) -> None:
+    import infer
+    import mine
+    from utils.progress import Progress
+    from ymir.config import read_env, read_task
+
+    edit(task, mining_algorithm="entropy", diversity=1.0, dedup=True)
+    assert run(task) == 0
+    mined, found = result(task), (task / "out/infer-result.json").read_bytes()
+    roots = task / "in", task / "out"
+    read = read_task(*roots, read_env(*roots))
+    told: list[float] = []
+    assert launch(mine.score_as_rank, roots, 2, lambda rank, fraction: told.append(fraction))
+    mine.merge(mine.read_mining(read), 2, Progress())
+    assert launch(infer.detect_as_rank, roots, 2, lambda rank, fraction: told.append(fraction))
+    infer.merge(infer.read_inference(read), 2, Progress())
+    assert result(task) == mined and (task / "out/infer-result.json").read_bytes() == found
+    assert max(told) == 1.0
+
+
+def test_torchruns_ranks_share_the_work_and_the_last_one_merges(task: Path) -> None:
+    edit(task, mining_algorithm="entropy")
+    assert run(task) == 0
+    mined = result(task)
+    (task / "out/monitor.txt").unlink()
+    ranks = [started(task, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)) for rank in range(2)]
+    assert [rank.wait(240) for rank in ranks] == [0, 0], [rank.stdout and rank.stdout.read() for rank in ranks]
+    assert result(task) == mined and records(task) == []
+    assert (task / "out/monitor.txt").read_text().split("\t")[2] == "1.0"
+
+
+def test_a_killed_mining_goes_on_and_scores_nothing_twice(task: Path) -> None:
+    edit(task, mining_algorithm="entropy", batch_size_per_gpu=8)
+    lines = (task / "in/candidate-index.tsv").read_text().splitlines()[:COUNT]
+    copies = []
+    for number in range(20):  # of each picture, so that there is a middle
+        for line in lines:
+            path = Path(line.replace("/in/", f"{task}/in/", 1))
+            copy = path.with_name(f"{path.stem}-{number}{path.suffix}")
+            copy.symlink_to(path.name)
+            copies.append(line.replace(path.name, copy.name))
+    (task / "in/candidate-index.tsv").write_text("\n".join(copies) + "\n")
+    env = yaml.safe_load((task / "in/env.yaml").read_text())
+    (task / "in/env.yaml").write_text(yaml.safe_dump({**env, "run_infer": False}))
+    process = started(task)
+    while process.poll() is None and not (records(task) and records(task)[0].stat().st_size > 4000):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert records(task) and not (task / "out/result.tsv").exists()
+    again = started(task)
+    output, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, output
+    assert "were scored before" in output
+    resumed = result(task)
+    edit(task, resume="never")
+    assert run(task) == 0
+    assert result(task) == resumed and len(resumed.splitlines()) == len(copies)
+
+
+def test_records_of_other_settings_are_not_used(task: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit(task, mining_algorithm="entropy")
+    assert run(task, "--shard", "0/1") == 0
+    edit(task, entropy_of="class")
+    assert run(task, "--shard", "0/1") == 0
+    assert "begun anew" in caplog.text
+
+
+def test_the_report_says_why(task: Path) -> None:
+    edit(task, mining_algorithm="entropy", mining_report=True, dedup=True)
+    assert run(task) == 0
+    page = (task / "out/mining_report.html").read_text()
+    assert "<script" not in page and "Content-Security-Policy" in page and "broken.jpg" in page
+    rows = (task / "out/mining_report.csv").read_text().splitlines()
+    assert len(rows) == 1 + COUNT + 1
