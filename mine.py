@@ -32,7 +32,6 @@ from ymir.results import LineTable, MiningSummary, rounded_scores
 if TYPE_CHECKING:
     from mining.ranking import Order, OrderOptions, Pool
     from mining.report import ReportRow, Shown
-
     from models.checkpoint import Checkpoint
     from utils.stats import MiningStats
 
@@ -353,18 +352,18 @@ def write_report(reported: Reported) -> None:
     LOGGER.info("mining_report: %s and .csv", folder / "mining_report.html")
 
 
-def facts_of(reported: Reported) -> list[tuple[str, str]]:
+def facts_of(reported: Reported) -> dict[str, str]:
     """Give what heads the page."""
     config, checkpoint = reported.mining.config, reported.mining.checkpoint
-    facts = [("algorithm", config.algorithm), ("candidates", str(len(reported.rows)))]
+    facts = {"algorithm": config.algorithm, "candidates": str(len(reported.rows))}
     if checkpoint:
-        facts.append(("weights", checkpoint.path.name))
+        facts["weights"] = checkpoint.path.name
     for name in ("diversity", "class_balance", "cald_balance", "dedup", "explore", "budget"):
         value = getattr(config, name)
         if value:
-            facts.append((name, str(value)))
+            facts[name] = str(value)
     unreadable = len(reported.rows) - int(reported.ledger.is_readable[reported.rows].sum())
-    return [*facts, ("unreadable", str(unreadable)), ("near-duplicates", str(len(reported.near_copies)))]
+    return {**facts, "unreadable": str(unreadable), "near-duplicates": str(len(reported.near_copies))}
 
 
 def report_row(reported: Reported, place: int) -> ReportRow:
@@ -376,13 +375,12 @@ def report_row(reported: Reported, place: int) -> ReportRow:
     of = reported.near_copies.get(row)
     near = None if of is None else reported.line(of)
     score = record.score if record.is_readable else float("nan")
-    return ReportRow(place, reported.line(row), score, float(reported.values[place]), record.parts, near)
+    return ReportRow(place, reported.line(row), score, float(reported.values[place]), record.parts.tolist(), near)
 
 
 def show(reported: Reported, places: Sequence[int]) -> list[Shown]:
     """Look again at the pictures of some places: as records hold no boxes, they are found anew."""
     from mining.report import Shown
-
     from utils.detections import Detections
     from utils.pictures import read_picture
 

@@ -39,6 +39,8 @@ figcaption { padding: .5rem .75rem; }
 figcaption p { margin: 0; overflow-wrap: anywhere; }
 .name { font-weight: 600; }
 .quiet { opacity: .75; }
+.bar { font-size: .85rem; }
+meter { vertical-align: middle; width: 5rem; }
 """
 
 
@@ -52,11 +54,20 @@ class PageBox:
 
 
 @dataclass(frozen=True)
+class PageBar:
+    """A bar: `share` of the whole width, 0..1."""
+
+    label: str
+    share: float
+
+
+@dataclass(frozen=True)
 class PageEntry:
     """One picture of a page.
 
     image_hw: (height, width) of the picture that the boxes belong to; the thumbnail is the same picture, smaller.
-    thumbnail_jpeg: b"" where there is none to show; the remark should then say why.
+    thumbnail_jpeg: b"" where there is none to show; the remark should then say why. number: instead of its place in the
+    section. bars: shares of something, below the picture.
     """
 
     name: str
@@ -65,6 +76,8 @@ class PageEntry:
     boxes: tuple[PageBox, ...] = ()
     score: Optional[float] = None
     remark: str = ""
+    number: Optional[int] = None
+    bars: tuple[PageBar, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,10 +165,11 @@ def _item(number: int, entry: PageEntry, hues: Mapping[str, float]) -> str:
     name = html.escape(entry.name)
     found = Counter(box.class_name for box in entry.boxes)
     counts = ", ".join(f"{count} {html.escape(class_name)}" for class_name, count in found.items())
-    lines = [f'<p class="name">{number}. {name}</p>']
+    lines = [f'<p class="name">{entry.number or number}. {name}</p>']
     if entry.score is not None:
         lines.append(f"<p>score {entry.score:.6g}</p>")
     lines.append(f'<p class="quiet">{html.escape(entry.remark) or counts or "nothing found"}</p>')
+    lines += map(_bar, entry.bars)
     picture = ""
     if entry.thumbnail_jpeg:
         height, width = entry.image_hw
@@ -165,6 +179,12 @@ def _item(number: int, entry: PageEntry, hues: Mapping[str, float]) -> str:
             f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">{_drawing(entry, hues)}</svg></div>'
         )
     return f"<li><figure>{picture}<figcaption>{''.join(lines)}</figcaption></figure></li>"
+
+
+def _bar(bar: PageBar) -> str:
+    # A style of its own would need another policy: a meter's length is an attribute.
+    value = f"{min(max(bar.share, 0), 1):.4f}"
+    return f'<p class="bar"><meter value="{value}">{value}</meter> {html.escape(bar.label)}</p>'
 
 
 def _drawing(entry: PageEntry, hues: Mapping[str, float]) -> str:
