@@ -13,11 +13,12 @@ import cv2
 import numpy as np
 
 from mining import MINERS
+from mining.mining_aldd import check_weights
 from mining.runner import Ledger, line_hash
 from mining.scored import Miner
 from mining.sight import Wants, wants_of
 from utils.batches import BatchReader, Loading, check, load, load_whole
-from utils.errors import DatasetError, ImageError
+from utils.errors import ConfigError, DatasetError, ImageError
 from utils.passes import CPU_PASS, whole_passes
 from utils.process import one_line
 from utils.progress import Progress
@@ -85,8 +86,14 @@ class Mining:
 def read_mining(task: TaskConfig) -> Mining:
     """Read what a mining task names. Raises ConfigError, DatasetError, WeightsError, before torch is imported."""
     config = mining_config(task)
+    if config.algorithm not in MINERS:
+        raise ConfigError(
+            f"mining_algorithm: {config.algorithm} is not in this version, use {' or '.join(MINERS)} (config.yaml)"
+        )
     miner, wants = MINERS[config.algorithm], wants_of(config)
     candidates = candidate_index(task)
+    if config.algorithm == "aldd":
+        check_weights(config)
     looks = miner.needs_model or wants.needs_model
     checkpoint = read_weights(task, same_classes=miner.same_classes or wants.needs_classes) if looks else None
     return Mining(task, config, miner, wants, candidates, checkpoint)
