@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from mining.mining_aldd import class_names_of, score_aldd
-from mining.mining_cald import part_names as cald_part_names
-from mining.mining_cald import score_cald
+from mining.mining_cald import copy_names, score_cald
 from mining.mining_diverse import score_nothing
 from mining.mining_entropy import score_entropy
 from mining.mining_random import score_random
@@ -18,7 +17,7 @@ MINERS: Mapping[str, Miner] = MappingProxyType(
         "random": Miner(score_random, needs_model=False, same_classes=False),
         "entropy": Miner(score_entropy),
         "aldd": Miner(score_aldd, part_names=class_names_of),
-        "cald": Miner(score_cald, needs_picture=True, part_names=cald_part_names),
+        "cald": Miner(score_cald, needs_picture=True, part_names=copy_names),
         "diverse": Miner(score_nothing, same_classes=False),
     }
 )
