@@ -227,6 +227,7 @@ class Ordering:
         options = order_options(config)
         stats = find_stats(self._mining) if options.uses_stats else None
         order = order_of(self._pool(), options, stats)
+        tell_of_empty(config, self._scores, self._scores[order.rows])
         lowest = min(float(values.min()) if len(values) else 0.0 for values in (order.values, self._scores))
         unreadable = self._unreadable[np.argsort(self._table.line_ranks(self._unreadable))]
         rows = np.concatenate([self._rows[order.rows], unreadable])
@@ -265,6 +266,24 @@ class Ordering:
     def _near_copies(self, order: Order) -> dict[int, int]:
         """Give which row each sunk one is a near copy of."""
         return {int(self._rows[copy]): int(self._rows[of]) for copy, of in order.duplicates}
+
+
+def tell_of_empty(config: MiningConfig, scores: Any, in_order: Any) -> None:
+    """Log how many pictures cald found no box in, and whether they fill the beginning of the order.
+
+    scores: (N,) plain ones; in_order: (N,) the same in their order. Only theirs lie above 0, or below -2 (SPEC 6).
+    """
+    if config.algorithm != "cald" or config.cald_mode != "paper" or not len(scores):
+        return
+    count = int(((scores > 0) | (scores < -2)).sum())
+    LOGGER.info("cald: nothing was found in %d of %d pictures, they come %s", count, len(scores), config.cald_empty)
+    tenth = in_order[: max(len(in_order) // 10, 1)]
+    if 2 * int((tenth > 0).sum()) > len(tenth):
+        LOGGER.warning(
+            "cald: pictures without a box fill %d of the first %d places; cald_empty: last puts them behind",
+            int((tenth > 0).sum()),
+            len(tenth),
+        )
 
 
 def order_options(config: MiningConfig) -> OrderOptions:

@@ -178,6 +178,16 @@ def test_records_of_other_settings_are_not_used(task: Path, caplog: pytest.LogCa
     assert "begun anew" in caplog.text
 
 
+def test_cald_tells_of_pictures_without_a_box(task: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    edit(task, mining_algorithm="cald", conf_thres=0.9)
+    assert run(task) == 0
+    assert "nothing was found in" in caplog.text and "cald_empty: last" in caplog.text
+    edit(task, cald_empty="last")
+    assert run(task) == 0
+    assert all(float(row.split("\t")[1]) < 0 for row in result(task).decode().splitlines())
+
+
 def test_the_report_says_why(task: Path) -> None:
     edit(task, mining_algorithm="entropy", mining_report=True, dedup=True)
     assert run(task) == 0
