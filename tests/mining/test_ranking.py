@@ -53,19 +53,30 @@ class Drawn:
         return Pool(self.scores, self.ranks, self.hashes, *read)
 
 
-def naive(drawn: Drawn, options: OrderOptions, stats: Optional[MiningStats], head: int = 10**9) -> list[int]:
-    """The definitions, word by word, for pools that are smaller than the least head."""
+def shannon(p: Any, q: Any) -> float:
+    """The Jensen-Shannon divergence to base 2, term by term."""
+    terms = [(a, b, (a + b) / 2) for a, b in zip(p, q)]
+    return sum((a * math.log2(a / m) if a else 0) + (b * math.log2(b / m) if b else 0) for a, b, m in terms) / 2
+
+
+def naive(
+    drawn: Drawn, options: OrderOptions, stats: Optional[MiningStats], head_count: int = 10**9
+) -> tuple[list[int], list[float]]:
+    """The definitions, word by word: each picture is valued anew for each place. Gives the order and the values."""
     count = len(drawn.scores)
     below = [(drawn.scores < score).sum() + ((drawn.scores == score).sum() - 1) / 2 for score in drawn.scores]
-    u = [value / count for value in below]
+    u = [0.0 if options.diverse else value / count for value in below]
     balance = options.class_balance or (1.0 if options.cald_balance else 0.0)
+    weight = 1 + options.diversity + balance
     features = drawn.features.astype(np.int64)
     boxes = stats.boxes_per_class.astype(float) if stats else np.zeros(CLASSES)
     ap = np.nan_to_num(stats.ap_per_class) if stats else np.zeros(CLASSES)
     usual = max(1.0, boxes.mean())
     key: Any = (lambda i: drawn.hashes[i]) if options.diverse else (lambda i: (-drawn.scores[i], drawn.ranks[i]))
     plain = sorted(range(count), key=key)
+    head = plain[:head_count]
     placed: list[int] = []
+    values: list[float] = []
     sunk: list[int] = []
 
     def cosine(i: int, other: Any) -> float:
@@ -77,31 +88,37 @@ def naive(drawn: Drawn, options: OrderOptions, stats: Optional[MiningStats], hea
         g = 0.0
         if options.cald_balance:
             known = boxes + sum((drawn.vectors[j].astype(float) for j in placed), np.zeros(CLASSES))
-            total = drawn.vectors[i].astype(float).sum()
-            if known.sum() <= 0 or total <= 0:
-                g = 1.0
-            else:
-                g = float(divergence((drawn.vectors[i].astype(float) / total)[None], known / known.sum())[0])
+            own_sums = drawn.vectors[i].astype(float)
+            g = 1.0
+            if known.sum() > 0 and own_sums.sum() > 0:
+                g = shannon(own_sums / own_sums.sum(), known / known.sum())
         elif options.class_balance:
             done = sum((drawn.confidences[j].astype(float) for j in placed), np.zeros(CLASSES))
             g = float((drawn.confidences[i] * ((1 - ap) * usual / (usual + boxes + done))).max())
         own = d if options.diverse else u[i]
-        return (own + options.diversity * d + balance * g) / (1 + options.diversity + balance)
+        return (own + options.diversity * d + balance * g) / weight
 
     while len(placed) + len(sunk) < count:
         number = len(placed) + 1
         open_ones = [i for i in plain if i not in placed and i not in sunk]
+        open_head = [i for i in head if i in open_ones]
         if math.floor(number * options.explore) > math.floor((number - 1) * options.explore):
-            placed.append(min(open_ones, key=lambda i: drawn.hashes[i]))
+            best = min(open_ones, key=lambda i: drawn.hashes[i])
+        elif not open_head:
+            best = open_ones[0]
+        elif options.diverse and not placed and not (stats and len(stats.features)):
+            total = features[head].sum(axis=0)
+            best = max(open_head, key=lambda i: int((features[i] * total).sum()))
+        else:
+            best = max(open_head, key=value)
+        is_copy = any(cosine(best, drawn.features[j]) >= options.dedup_threshold for j in placed)
+        if options.dedup and is_copy and best in head:
+            sunk.append(best)
             continue
-        if options.diverse and not placed and not (stats and len(stats.features)):
-            total = features.sum(axis=0)
-            placed.append(max(open_ones, key=lambda i: int((features[i] * total).sum())))
-            continue
-        best = max(open_ones, key=value)
-        is_copy = options.dedup and any(cosine(best, drawn.features[j]) >= options.dedup_threshold for j in placed)
-        (sunk if is_copy else placed).append(best)
-    return placed + [i for i in plain if i in sunk]
+        values.append(value(best) if best in head else u[best] / weight)
+        placed.append(best)
+    behind = [i for i in plain if i in sunk]
+    return placed + behind, np.minimum.accumulate(values + [u[i] / weight - 2 for i in behind]).tolist()
 
 
 OPTIONS = [
@@ -111,10 +128,15 @@ OPTIONS = [
     OrderOptions(class_balance=2.0),
     OrderOptions(diversity=0.5, class_balance=0.7, dedup=True, dedup_threshold=0.99),
     OrderOptions(cald_balance=True),
+    OrderOptions(cald_balance=True, class_balance=0.4, diversity=0.5, dedup=True),
     OrderOptions(diverse=True),
     OrderOptions(diverse=True, dedup=True, class_balance=0.5),
     OrderOptions(explore=0.3),
     OrderOptions(explore=0.25, diversity=1.0, dedup=True),
+    OrderOptions(explore=0.4, diversity=1.0, dedup=True, class_balance=1.0),
+    OrderOptions(explore=0.2, diverse=True, dedup=True),
+    OrderOptions(explore=0.5, cald_balance=True),
+    OrderOptions(explore=1.0, dedup=True),
     OrderOptions(dedup=True, dedup_threshold=0.9),
 ]
 
@@ -122,15 +144,94 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("knows", [False, True])
+@pytest.mark.parametrize("head_count", [14, 40])
 def test_the_order_is_the_naive_ones(
-    options: OrderOptions, seed: int, knows: bool, monkeypatch: pytest.MonkeyPatch
+    options: OrderOptions, seed: int, knows: bool, head_count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranking, "BLOCK", 3)  # so that bounds matter in a small pool
+    """Bounds and parts are made so small that they matter in a small pool."""
+    for name, small in (("CONTEST", 3), ("SWEEP", 5), ("PART", 4), ("LEAST_HEAD", head_count)):
+        monkeypatch.setattr(ranking, name, small)
     drawn = Drawn(seed, 40)
     stats = drawn.stats if knows else None
     order = order_of(drawn.pool, options, stats)
-    assert order.rows.tolist() == naive(drawn, options, stats)
+    rows, values = naive(drawn, options, stats, head_count)
+    assert order.rows.tolist() == rows
+    if options.reorders:
+        assert order.values.tolist() == pytest.approx(values, rel=0, abs=1e-12 if options.cald_balance else 0)
+    else:
+        assert order.values.tolist() == drawn.scores[rows].tolist()
     assert_whole(order, 40)
+
+
+@pytest.mark.parametrize("options", [OrderOptions(diversity=1.0), OrderOptions(class_balance=1.0), OPTIONS[5]])
+def test_what_is_labelled_already_changes_the_order(options: OrderOptions) -> None:
+    drawn = Drawn(1, 60)
+    assert order_of(drawn.pool, options).rows.tolist() != order_of(drawn.pool, options, drawn.stats).rows.tolist()
+
+
+def test_a_near_duplicate_names_an_earlier_picture_that_it_is_like() -> None:
+    drawn = Drawn(2, 60)
+    order = order_of(drawn.pool, OrderOptions(diversity=0.5, dedup=True, explore=0.2))
+    place = {row: number for number, row in enumerate(order.rows.tolist())}
+    assert len(order.duplicates) > 5
+    features = drawn.features.astype(np.int64)
+    for copy, of in order.duplicates:
+        assert (features[copy] * features[of]).sum() >= 0.97 * FEATURE_UNIT**2
+        assert place[of] < place[copy]
+        assert place[copy] >= 60 - len(order.duplicates)
+
+
+def test_chance_has_its_share_of_every_prefix() -> None:
+    """Without other options the rest keeps the order of the scores, so those that chance named can be told apart."""
+    drawn = Drawn(4, 3000)
+    rows = order_of(drawn.pool, OrderOptions(explore=0.1)).rows.tolist()
+    left = np.argsort(drawn.hashes).tolist()
+    plain = np.lexsort((drawn.ranks, -drawn.scores)).tolist()
+    placed: set[int] = set()
+    for number, row in enumerate(rows[:1500], start=1):
+        named = left if number % 10 == 0 else plain
+        assert row == next(one for one in named if one not in placed)
+        placed.add(row)
+
+
+@pytest.mark.parametrize("count, budget, size", [(40, 0, 40), (5000, 0, 1000), (30_000, 0, 1500), (30_000, 700, 3500)])
+def test_the_head_is_as_large_as_defined(count: int, budget: int, size: int) -> None:
+    assert ranking.head_size(count, OrderOptions(budget=budget)) == size
+    assert ranking.head_size(10**7, OrderOptions(budget=budget)) == 50_000
+
+
+def test_a_budget_changes_no_place_within_the_head() -> None:
+    drawn = Drawn(6, 1500)
+    options = OrderOptions(diversity=1.0, class_balance=1.0, dedup=True)
+    orders = [order_of(drawn.pool, replace(options, budget=budget)).rows.tolist() for budget in (0, 1, 200)]
+    assert orders[0] == orders[1] == orders[2]
+
+
+def test_products_of_features_are_whole_numbers_whatever_the_order_of_channels() -> None:
+    """1280 channels, the most there are, all of one sign: partial sums as large as they get."""
+    random = np.random.default_rng(8)
+    features = unit(1 + 0.2 * random.random((300, 1280)))
+    features[0] = 0  # nothing at all
+    hashes, ranks = random.permutation(300).astype(np.uint64), np.arange(300)
+    first, other = (
+        order_of(Pool(np.zeros(300), ranks, hashes, reader(array)), OrderOptions(diverse=True))
+        for array in (features, features[:, random.permutation(1280)])
+    )
+    assert first.rows.tolist() == other.rows.tolist()
+    assert first.values.tolist() == other.values.tolist()
+    whole = features.astype(np.int64)
+    one, two = first.rows[:2]
+    assert first.values[1] == min(max(1 - int((whole[one] * whole[two]).sum()) / FEATURE_UNIT**2, 0), 1)
+
+
+def test_equal_bounds_are_drawn_in_their_order() -> None:
+    bounds = np.array([0.5, -np.inf, 0.5, 0.9, 0.5, 0.1])
+    assert [ranking.largest(bounds, count).tolist() for count in (1, 2, 3, 9)] == [
+        [3],
+        [0, 3],
+        [0, 2, 3],
+        [0, 2, 3, 4, 5],
+    ]
 
 
 def assert_whole(order: Order, count: int) -> None:
