@@ -365,22 +365,23 @@ class DetectionModel(nn.Module):
         images: (B, 3, H, W) in 0..1, RGB, sides multiples of the largest stride.
         returns: for each level (B, na * (5 + nc), H / stride, W / stride), before the sigmoid.
         """
-        maps: list[Tensor] = self._run(images, len(self.model), {})
+        maps: list[Tensor] = self._run(images, len(self.model))
         return maps
 
     def features(self, images: Tensor) -> Tensor:
         """Give the map of the backbone's last row, (B, C, H, W) of its own stride; images as of `forward`."""
-        features: Tensor = self._run(images, self.feature_layer + 1, {})
+        features: Tensor = self._run(images, self.feature_layer + 1)
         return features
 
     def maps_and_features(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Give what `forward` and `features` give, from one pass."""
-        kept: dict[int, Tensor] = {}
+        kept = {self.feature_layer: images}  # a place for them
         maps: list[Tensor] = self._run(images, len(self.model), kept)
         return maps, kept[self.feature_layer]
 
-    def _run(self, images: Tensor, layers: int, kept: dict[int, Tensor]) -> Any:
-        """Give what the first so many layers make of pictures. kept: gets what later rows need, and the features."""
+    def _run(self, images: Tensor, layers: int, wanted: Optional[dict[int, Tensor]] = None) -> Any:
+        """Give what the first so many layers make of pictures. wanted: also gets the maps of the layers it has."""
+        kept: dict[int, Tensor] = {}
         x: Any = images
         for number, layer in enumerate(self.model[:layers]):
             source: Any = layer.f
@@ -391,8 +392,10 @@ class DetectionModel(nn.Module):
                     else [x if index == -1 else kept[index % number] for index in source]
                 )
             x = layer(x)
-            if number in self.save or number == self.feature_layer:
+            if number in self.save:
                 kept[number] = x
+            if wanted is not None and number in wanted:
+                wanted[number] = x
         return x
 
 
