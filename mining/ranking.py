@@ -274,13 +274,11 @@ class _Difference:
 
     def rise(self) -> float:
         """Give by how much a worth may have risen, and a little more, since none is exact."""
-        before, now = self._settled.sum(), self._known.sum()
-        if self._settled is self._known or now <= 0:
+        if self._settled is self._known or self._settled.sum() <= 0:  # all was worth 1, the most there is
             return 0.0
-        if before <= 0:
-            return 1.0
-        moved = float(divergence((self._settled / before)[None], self._known / now)[0] + ROUNDING) ** 0.5
-        return float(min(2 * moved, 1.0))
+        before, now = (known / known.sum() for known in (self._settled, self._known))
+        moved = float(divergence(before[None], now)[0] + ROUNDING) ** 0.5
+        return min(2 * moved, 1.0)
 
     def worth(self, rows: Rows) -> Floats:
         """Give the divergence of some rows."""
