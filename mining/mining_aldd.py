@@ -11,7 +11,7 @@ change the score by less than max(2e-4 x score, 1e-7): see `bounds`. Elsewhere t
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +60,17 @@ def score_aldd(look: Look, config: MiningConfig) -> list[Scored]:
     return scored
 
 
+@functools.lru_cache(maxsize=1)
+def has_kernel() -> bool:
+    """Say whether the kernel can be had: numba is there, and has a place for what it compiles."""
+    try:
+        from mining import aldd_kernel  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        LOGGER.warning("aldd: is computed without numba, several times slower: %s", str(error).split("\n", 1)[0])
+        return False
+    return True
+
+
 def class_names_of(config: MiningConfig) -> tuple[str, ...]:
     """Name the parts of a score."""
     return config.class_names
@@ -70,7 +81,7 @@ def class_figures(raw: RawMaps, input_hw: tuple[int, int], weights: Floats) -> l
     used = np.flatnonzero(weights)
     figures = np.zeros(len(weights))
     if len(used):
-        can_compile = not raw.levels[0].is_cuda and min(input_hw) >= BLOCK and importlib.util.find_spec("numba")
+        can_compile = not raw.levels[0].is_cuda and min(input_hw) >= BLOCK and has_kernel()
         compute = compiled_figures if can_compile else torch_figures
         figures[used] = compute(raw, input_hw, used, weights[used])
     return [float(figure) for figure in figures * weights]

@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -38,8 +39,11 @@ def prepare_process(log_format: str = "%(asctime)s %(levelname)s %(message)s") -
     # With a read-only root and no /tmp there is no temp folder: then nothing keeps a cache.
     with contextlib.suppress(FileNotFoundError):
         scratch = Path(tempfile.gettempdir())
-        for name in ("MPLCONFIGDIR", "TORCH_HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"):
+        for name in ("MPLCONFIGDIR", "TORCH_HOME", "XDG_CACHE_HOME"):
             os.environ.setdefault(name, str(scratch / name.lower()))
+        own = scratch / f"numba-{os.getuid()}"
+        if is_only_ours(own):
+            os.environ.setdefault("NUMBA_CACHE_DIR", str(own))
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -48,6 +52,16 @@ def prepare_process(log_format: str = "%(asctime)s %(levelname)s %(message)s") -
     handler.setFormatter(OneLineFormatter(log_format))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its font cache
+
+
+def is_only_ours(folder: Path) -> bool:
+    """Make a folder, if it isn't there; tell whether nobody else can write there. Code is read back from it."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def keep_memory() -> None:

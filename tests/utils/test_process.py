@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 
 from utils.errors import ConfigError, WeightsError
-from utils.process import INTERRUPTED, OneLineParser, exit_code, one_line
+from utils.process import INTERRUPTED, OneLineParser, exit_code, is_only_ours, one_line
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -64,3 +64,12 @@ def test_what_was_set_stays_and_the_rest_is_settled() -> None:
     environment.pop("OMP_WAIT_POLICY", None)
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (ended.stdout, ended.stderr) == ("7 PASSIVE\n", "two lines \n")
+
+
+def test_a_cache_of_code_is_only_ours(tmp_path: Path) -> None:
+    assert is_only_ours(tmp_path / "new") and (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    (tmp_path / "file").touch()
+    assert not any(is_only_ours(tmp_path / name) for name in ("open", "link", "file", "absent/below"))
