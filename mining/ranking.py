@@ -392,6 +392,8 @@ class _Greedy:
             return
         rows = np.array([row])
         if self._like is not None:
+            if self._like.is_far_behind:  # chance may name all, with no draw between
+                self._sweep()
             self._like.catch_up(rows)
         self._place(row, float(self._value(rows)[0]))
 
@@ -432,10 +434,7 @@ class _Greedy:
         """Let others compete: those with the largest bounds."""
         is_due = self._like is not None and self._like.is_far_behind
         if is_due or self._options.cald_balance:  # what may rise is valued anew
-            rows = np.flatnonzero(self._is_open)
-            if self._like is not None:
-                self._like.sweep(rows)
-            self._bounds[rows] = self._value(rows)
+            self._sweep()
         if self._classes is not None:
             self._classes.settle()
         self._contest = largest(self._bounds, CONTEST)
@@ -445,6 +444,14 @@ class _Greedy:
         others[self._contest] = -np.inf
         row = int(others.argmax())
         self._rival = (others[row], -row)
+
+    def _sweep(self) -> None:
+        """Value all anew; then others must be drawn."""
+        rows = np.flatnonzero(self._is_open)
+        if self._like is not None:
+            self._like.sweep(rows)
+        self._bounds[rows] = self._value(rows)
+        self._rival = (np.inf, 0)
 
     def _value(self, rows: Rows) -> Floats:
         """Give (u + D d + B g) / (1 + D + B) of rows that are up to date."""

@@ -181,6 +181,13 @@ def test_a_near_duplicate_names_an_earlier_picture_that_it_is_like() -> None:
         assert place[copy] >= 60 - len(order.duplicates)
 
 
+def test_of_equally_near_ones_the_first_is_named() -> None:
+    features = unit(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
+    pool = Pool(np.array([0.5, 0.9, 0.1]), np.arange(3), np.arange(3).astype(np.uint64), reader(features))
+    order = order_of(pool, OrderOptions(dedup=True, dedup_threshold=0.7))
+    assert order.rows.tolist() == [1, 0, 2] and order.duplicates == ((2, 1),)
+
+
 def test_chance_has_its_share_of_every_prefix() -> None:
     """Without other options the rest keeps the order of the scores, so those that chance named can be told apart."""
     drawn = Drawn(4, 3000)
