@@ -144,10 +144,11 @@ def test_sides_are_drawn_one_by_one_from_all_that_is_allowed() -> None:
     rgb = marked(400, 300, (0, 0, 1, 1))
     spots = []
     for seed in range(300):
-        box = np.array([[150, 100, 250, 200]], float)
+        box = np.array([[150, 100, 210, 160]], float)
         black = cuts_of(rgb, box, seed)
         if black.any() and black.sum() == np.prod(np.subtract(bounds(black)[2:], bounds(black)[:2])):  # just one
             spots.append(bounds(black))
+            assert 0.1 <= black[100:160, 150:210].mean() <= 0.4
     found = np.array(spots)
     widths, heights = found[:, 2] - found[:, 0], found[:, 3] - found[:, 1]
     assert widths.min() >= 20 and widths.max() <= 80 and heights.min() >= 15 and heights.max() <= 60
