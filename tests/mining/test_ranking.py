@@ -148,97 +148,20 @@ OPTIONS = [
 def test_the_order_is_the_naive_ones(
     options: OrderOptions, seed: int, knows: bool, head_count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bounds and parts are made so small that they matter in a small pool."""
-    for name, small in (("CONTEST", 3), ("SWEEP", 5), ("PART", 4), ("LEAST_HEAD", head_count)):
-        monkeypatch.setattr(ranking, name, small)
+    """Contests and parts are made so small that they matter in a small pool."""
     drawn = Drawn(seed, 40)
     stats = drawn.stats if knows else None
-    order = order_of(drawn.pool, options, stats)
     rows, values = naive(drawn, options, stats, head_count)
-    assert order.rows.tolist() == rows
-    if options.reorders:
-        assert order.values.tolist() == pytest.approx(values, rel=0, abs=1e-12 if options.cald_balance else 0)
-    else:
-        assert order.values.tolist() == drawn.scores[rows].tolist()
-    assert_whole(order, 40)
-
-
-@pytest.mark.parametrize("options", [OrderOptions(diversity=1.0), OrderOptions(class_balance=1.0), OPTIONS[5]])
-def test_what_is_labelled_already_changes_the_order(options: OrderOptions) -> None:
-    drawn = Drawn(1, 60)
-    assert order_of(drawn.pool, options).rows.tolist() != order_of(drawn.pool, options, drawn.stats).rows.tolist()
-
-
-def test_a_near_duplicate_names_an_earlier_picture_that_it_is_like() -> None:
-    drawn = Drawn(2, 60)
-    order = order_of(drawn.pool, OrderOptions(diversity=0.5, dedup=True, explore=0.2))
-    place = {row: number for number, row in enumerate(order.rows.tolist())}
-    assert len(order.duplicates) > 5
-    features = drawn.features.astype(np.int64)
-    for copy, of in order.duplicates:
-        assert (features[copy] * features[of]).sum() >= 0.97 * FEATURE_UNIT**2
-        assert place[of] < place[copy]
-        assert place[copy] >= 60 - len(order.duplicates)
-
-
-def test_of_equally_near_ones_the_first_is_named() -> None:
-    features = unit(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
-    pool = Pool(np.array([0.5, 0.9, 0.1]), np.arange(3), np.arange(3).astype(np.uint64), reader(features))
-    order = order_of(pool, OrderOptions(dedup=True, dedup_threshold=0.7))
-    assert order.rows.tolist() == [1, 0, 2] and order.duplicates == ((2, 1),)
-
-
-def test_chance_has_its_share_of_every_prefix() -> None:
-    """Without other options the rest keeps the order of the scores, so those that chance named can be told apart."""
-    drawn = Drawn(4, 3000)
-    rows = order_of(drawn.pool, OrderOptions(explore=0.1)).rows.tolist()
-    left = np.argsort(drawn.hashes).tolist()
-    plain = np.lexsort((drawn.ranks, -drawn.scores)).tolist()
-    placed: set[int] = set()
-    for number, row in enumerate(rows[:1500], start=1):
-        named = left if number % 10 == 0 else plain
-        assert row == next(one for one in named if one not in placed)
-        placed.add(row)
-
-
-@pytest.mark.parametrize("count, budget, size", [(40, 0, 40), (5000, 0, 1000), (30_000, 0, 1500), (30_000, 700, 3500)])
-def test_the_head_is_as_large_as_defined(count: int, budget: int, size: int) -> None:
-    assert ranking.head_size(count, OrderOptions(budget=budget)) == size
-    assert ranking.head_size(10**7, OrderOptions(budget=budget)) == 50_000
-
-
-def test_a_budget_changes_no_place_within_the_head() -> None:
-    drawn = Drawn(6, 1500)
-    options = OrderOptions(diversity=1.0, class_balance=1.0, dedup=True)
-    orders = [order_of(drawn.pool, replace(options, budget=budget)).rows.tolist() for budget in (0, 1, 200)]
-    assert orders[0] == orders[1] == orders[2]
-
-
-def test_products_of_features_are_whole_numbers_whatever_the_order_of_channels() -> None:
-    """1280 channels, the most there are, all of one sign: partial sums as large as they get."""
-    random = np.random.default_rng(8)
-    features = unit(1 + 0.2 * random.random((300, 1280)))
-    features[0] = 0  # nothing at all
-    hashes, ranks = random.permutation(300).astype(np.uint64), np.arange(300)
-    first, other = (
-        order_of(Pool(np.zeros(300), ranks, hashes, reader(array)), OrderOptions(diverse=True))
-        for array in (features, features[:, random.permutation(1280)])
-    )
-    assert first.rows.tolist() == other.rows.tolist()
-    assert first.values.tolist() == other.values.tolist()
-    whole = features.astype(np.int64)
-    one, two = first.rows[:2]
-    assert first.values[1] == min(max(1 - int((whole[one] * whole[two]).sum()) / FEATURE_UNIT**2, 0), 1)
-
-
-def test_equal_bounds_are_drawn_in_their_order() -> None:
-    bounds = np.array([0.5, -np.inf, 0.5, 0.9, 0.5, 0.1])
-    assert [ranking.largest(bounds, count).tolist() for count in (1, 2, 3, 9)] == [
-        [3],
-        [0, 3],
-        [0, 2, 3],
-        [0, 2, 3, 4, 5],
-    ]
+    for contest, sweep in ((3, 5), (20, 2)):
+        for name, small in (("CONTEST", contest), ("SWEEP", sweep), ("PART", 4), ("LEAST_HEAD", head_count)):
+            monkeypatch.setattr(ranking, name, small)
+        order = order_of(drawn.pool, options, stats)
+        assert order.rows.tolist() == rows
+        if options.reorders:
+            assert order.values.tolist() == pytest.approx(values, rel=0, abs=1e-12 if options.cald_balance else 0)
+        else:
+            assert order.values.tolist() == drawn.scores[rows].tolist()
+        assert_whole(order, 40)
 
 
 def assert_whole(order: Order, count: int) -> None:
