@@ -8,6 +8,7 @@ library multiplies them with however many threads. No torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, Optional
@@ -277,7 +278,7 @@ class _Difference:
         if self._settled is self._known or self._settled.sum() <= 0:  # all was worth 1, the most there is
             return 0.0
         before, now = (known / known.sum() for known in (self._settled, self._known))
-        moved = float(divergence(before[None], now)[0] + ROUNDING) ** 0.5
+        moved = math.sqrt(float(divergence(before[None], now)[0]) + ROUNDING)
         return min(2 * moved, 1.0)
 
     def worth(self, rows: Rows) -> Floats:

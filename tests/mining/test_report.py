@@ -62,7 +62,8 @@ def test_a_hundred_large_pictures_stay_below_the_limit(tmp_path: Path) -> None:
 def test_long_names_and_many_boxes_stay_below_the_limit(tmp_path: Path) -> None:
     """Every letter becomes six in HTML; pictures become smaller until all fits."""
     rgb = np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)
-    many = Detections(np.tile(np.float32([1, 1, 250, 250]), (300, 1)), np.ones(300, np.float32), np.arange(300))
+    box = np.array([1, 1, 250, 250], np.float32)
+    many = Detections(np.tile(box, (300, 1)), np.ones(300, np.float32), np.arange(300))
     names = ['"' * 200 + str(number) for number in range(300)]
     all_shown = [Shown(ReportRow(i, '"' * 5000, 0.1, 0.1, [1.0] * 300), rgb, many) for i in range(100)]
     copies = [('"' * 5000, '"' * 5000)] * 1000
