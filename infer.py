@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import struct
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
@@ -13,13 +12,13 @@ import numpy as np
 
 from utils.batches import BatchReader, load
 from utils.detections import Detections
-from utils.errors import DatasetError, ImageError
+from utils.errors import ImageError
 from utils.passes import cpu_pass, whole_passes
 from utils.process import one_line
 from utils.progress import Progress
 from utils.records import RecordFile, digest_of
 from utils.settings import EngineSettings, InferConfig
-from utils.shards import Shard, all_shards, record_files
+from utils.shards import Shard, check_all_done, joining
 from ymir.config import TaskConfig, infer_config
 from ymir.index import Candidate, CandidateIndex, candidate_index
 from ymir.pictures import placing_of, read_weights, tell_of, tell_of_pictures
@@ -158,6 +157,7 @@ def detect_shard(
 
         def keep(item: Candidate, found: Detections, image_hw: tuple[int, int]) -> None:
             file.append(encode(item.index, item.name, found, image_hw))
+            file.flush()  # or all would wait in memory
 
         detect(inference, shard, total, keep, progress, engine, ranks)
 
@@ -180,24 +180,17 @@ def merge(inference: Inference, count: int, progress: Progress) -> None:
     """
     folder, total = inference.task.env.output.root_dir, inference.candidates.count()
     done, readable = np.zeros(total, np.bool_), 0
-    with ExitStack() as stack, inference.results() as results:
-        for shard in all_shards(count):
-            if not shard.file(folder, KIND).exists():
-                raise DatasetError(f"shard {shard}: has no records in {folder}; run start.py --shard {shard}")
-            for _, content in stack.enter_context(inference.file(shard)):
+    with joining(folder, KIND, count, inference.file) as files, inference.results() as results:
+        for file in files:
+            for _, content in file:
                 index, name, found, image_hw = decode(content)
                 if index < total and not done[index]:
                     done[index] = True
                     readable += image_hw != UNREADABLE
                     results.add(index, name, found, image_hw)
-        missing = np.flatnonzero(~done)
-        if len(missing):
-            shard = Shard(int(missing[0]) % count, count)
-            raise DatasetError(f"{len(missing)} pictures have no record; run start.py --shard {shard} again")
+        check_all_done(done, count)
         tell_of(total, readable, inference.candidates)
         tell_of_result(results.finish(), inference)
-    for path in record_files(folder, KIND):
-        path.unlink(missing_ok=True)
     progress.at(1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional
@@ -24,7 +24,7 @@ from utils.process import one_line
 from utils.progress import Progress
 from utils.records import RecordFile, digest_of
 from utils.settings import EngineSettings, MiningConfig
-from utils.shards import Shard, all_shards, record_files
+from utils.shards import Shard, check_all_done, joining
 from ymir.config import TaskConfig, mining_config
 from ymir.index import Candidate, CandidateIndex, candidate_index
 from ymir.pictures import placing_of, read_weights, tell_of, tell_of_pictures
@@ -171,24 +171,16 @@ def merge(mining: Mining, count: int, progress: Progress) -> MiningSummary:
     Raises DatasetError where a candidate has no record, ImageError where no picture could be read.
     """
     env, table = mining.task.env, LineTable()
-    folder = env.output.root_dir
     ledger = Ledger(mining.candidates)
     for item in mining.candidates:
         table.add(item.line)
-    with ExitStack() as stack:
-        for shard in all_shards(count):
-            if not shard.file(folder, KIND).exists():
-                raise DatasetError(f"shard {shard}: has no records in {folder}; run start.py --shard {shard}")
-            ledger.take(stack.enter_context(mining.file(shard)))
-        missing = (~ledger.is_done).nonzero()[0]
-        if len(missing):
-            shard = Shard(int(missing[0]) % count, count)
-            raise DatasetError(f"{len(missing)} candidates have no record; run start.py --shard {shard} again")
+    with joining(env.output.root_dir, KIND, count, mining.file) as files:
+        for file in files:
+            ledger.take(file)
+        check_all_done(ledger.is_done, count)
         tell_of(len(ledger), int(ledger.is_readable.sum()), mining.candidates)
         progress.at(0.2)
         summary = Ordering(mining, ledger, table).write(env.output.mining_result_file, progress.part(0.2, 0.9))
-    for path in record_files(folder, KIND):
-        path.unlink(missing_ok=True)
     tell_of_result(summary)
     LOGGER.info(
         "mining by %s: %d candidates in %s", mining.config.algorithm, summary.lines, env.output.mining_result_file

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Protocol, TypeVar
+from typing import Callable, Optional, Protocol, TypeVar
 
-from utils.errors import ConfigError
+import numpy as np
+import numpy.typing as npt
+
+from utils.errors import ConfigError, DatasetError
+from utils.records import RecordFile
 
 MOST_SHARDS = 100_000
 
@@ -74,11 +79,12 @@ def shard_of_environment(environ: Mapping[str, str]) -> Optional[Shard]:
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Wait until no other process of this folder is inside."""
-    path = folder / ".merge.lock"
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)  # a file of its own could not be taken away safely
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-    path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
 
 
 def all_shards(count: int) -> list[Shard]:
@@ -86,6 +92,26 @@ def all_shards(count: int) -> list[Shard]:
     return [Shard(number, count) for number in range(count)]
 
 
-def record_files(folder: Path, kind: str) -> list[Path]:
-    """Give the record files of a kind of work that lie in a folder, of whatever number of parts."""
-    return sorted(folder.glob(f"{kind}.*-of-*.records"))
+@contextmanager
+def joining(
+    folder: Path, kind: str, count: int, open_file: Callable[[Shard], RecordFile]
+) -> Iterator[list[RecordFile]]:
+    """Give the records of all `count` shards; at a good end take away all of that kind, of whatever number of shards.
+
+    Raises DatasetError where a shard has left none.
+    """
+    for shard in all_shards(count):
+        if not shard.file(folder, kind).exists():
+            raise DatasetError(f"shard {shard}: has no records in {folder}; run start.py --shard {shard}")
+    with ExitStack() as stack:
+        yield [stack.enter_context(open_file(shard)) for shard in all_shards(count)]
+    for path in folder.glob(f"{kind}.*-of-*.records"):
+        path.unlink(missing_ok=True)
+
+
+def check_all_done(is_done: npt.NDArray[np.bool_], count: int) -> None:
+    """Raise DatasetError, naming a shard of `count`, where an item has no record. is_done: (N,) by their places."""
+    missing = np.flatnonzero(~is_done)
+    if len(missing):
+        shard = Shard(int(missing[0]) % count, count)
+        raise DatasetError(f"{len(missing)} candidates have no record; run start.py --shard {shard} again")

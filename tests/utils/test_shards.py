@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.batches import Shot
-from utils.errors import ConfigError
-from utils.shards import Shard, all_shards, parse_shard, record_files, shard_of_environment
+from utils.errors import ConfigError, DatasetError
+from utils.records import RecordFile
+from utils.shards import Shard, all_shards, check_all_done, joining, parse_shard, shard_of_environment
 
 
 @given(items=st.integers(0, 50), count=st.integers(1, 9))
@@ -29,9 +31,7 @@ def test_what_is_no_shard_is_refused(text: str) -> None:
 
 def test_files_are_told_apart(tmp_path: Path) -> None:
     shards = [*all_shards(2), *all_shards(3)]
-    for shard in shards:
-        shard.file(tmp_path, "mining").touch()
-    assert len(record_files(tmp_path, "mining")) == 5 and not record_files(tmp_path, "infer")
+    assert len({shard.file(tmp_path, kind) for shard in shards for kind in ("mining", "infer")}) == 10
     assert parse_shard(" 1/3").monitor(tmp_path / "monitor.txt") == tmp_path / "monitor.1-of-3.txt"
 
 
@@ -40,3 +40,27 @@ def test_torchruns_ranks_are_shards() -> None:
     assert shard_of_environment({}) is shard_of_environment({"RANK": "0", "WORLD_SIZE": "1"}) is None
     with pytest.raises(ConfigError):
         shard_of_environment({"RANK": "x", "WORLD_SIZE": "2"})
+
+
+def opened(folder: Path, shard: Shard, kind: str = "mining") -> RecordFile:
+    return RecordFile(shard.file(folder, kind), "digest")
+
+
+def test_joining_takes_all_records_of_its_kind_away_at_a_good_end_only(tmp_path: Path) -> None:
+    for shard in (*all_shards(2), *all_shards(3)):
+        opened(tmp_path, shard).__exit__(None, None, None)
+    opened(tmp_path, Shard(), "infer").__exit__(None, None, None)
+    with pytest.raises(KeyError), joining(tmp_path, "mining", 2, lambda shard: opened(tmp_path, shard)):
+        raise KeyError
+    assert len(list(tmp_path.iterdir())) == 6
+    with joining(tmp_path, "mining", 2, lambda shard: opened(tmp_path, shard)) as files:
+        assert len(files) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["infer.0-of-1.records"]
+    with pytest.raises(DatasetError, match="--shard 0/2"), joining(tmp_path, "mining", 2, lambda shard: files[0]):
+        pass
+
+
+def test_what_has_no_record_names_its_shard() -> None:
+    check_all_done(np.array([True, True]), 2)
+    with pytest.raises(DatasetError, match=r"2 candidates have no record; run start\.py --shard 1/2"):
+        check_all_done(np.array([True, False, True, False]), 2)
