@@ -90,7 +90,7 @@ def infer(inference: Inference, progress: Progress) -> None:
 
         total = inference.candidates.count()
         readable = detect(inference, Shard(), total, add, progress.part(0, DETECTED), inference.config.engine)
-        tell_of(total, readable, inference.candidates)
+        tell_of(total, readable, inference.candidates, inference.config.loader.pictures)
         tell_of_result(results.finish(), inference)
     progress.at(1)
 
@@ -189,7 +189,7 @@ def merge(inference: Inference, count: int, progress: Progress) -> None:
                     readable += image_hw != UNREADABLE
                     results.add(index, name, found, image_hw)
         check_all_done(done, count)
-        tell_of(total, readable, inference.candidates)
+        tell_of(total, readable, inference.candidates, inference.config.loader.pictures)
         tell_of_result(results.finish(), inference)
     progress.at(1)
 

@@ -9,16 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
-import cv2
 import numpy as np
 
 from mining import MINERS
 from mining.mining_aldd import check_weights
-from mining.runner import Ledger, line_hash
+from mining.ranking import Order, OrderOptions, Pool, order_of
+from mining.runner import Keeper, Ledger, line_hash, score_all
 from mining.scored import Miner
 from mining.sight import Wants, wants_of
 from utils.batches import BatchReader, Loading, check, load, load_whole
-from utils.errors import ConfigError, DatasetError, ImageError
+from utils.errors import DatasetError, ImageError
+from utils.labelled import ignore
 from utils.passes import CPU_PASS, whole_passes
 from utils.process import one_line
 from utils.progress import Progress
@@ -31,7 +32,6 @@ from ymir.pictures import placing_of, read_weights, tell_of, tell_of_pictures
 from ymir.results import LineTable, MiningSummary, rounded_scores
 
 if TYPE_CHECKING:
-    from mining.ranking import Order, OrderOptions, Pool
     from mining.report import ReportRow, Shown
     from models.checkpoint import Checkpoint
     from utils.stats import MiningStats
@@ -41,7 +41,6 @@ LOGGER = logging.getLogger("mining")
 KIND = "mining"
 VERSION = 1  # of what records hold; another one's are made anew
 SCORED = 0.95  # share of the progress; the rest is the order
-MOST_SHOWN_PX = 640  # the longer side of a picture in the report, before it becomes a thumbnail
 MOST_REPORTED = 50  # best ones, and last ones
 
 
@@ -86,10 +85,6 @@ class Mining:
 def read_mining(task: TaskConfig) -> Mining:
     """Read what a mining task names. Raises ConfigError, DatasetError, WeightsError, before torch is imported."""
     config = mining_config(task)
-    if config.algorithm not in MINERS:
-        raise ConfigError(
-            f"mining_algorithm: {config.algorithm} is not in this version, use {' or '.join(MINERS)} (config.yaml)"
-        )
     miner, wants = MINERS[config.algorithm], wants_of(config)
     candidates = candidate_index(task)
     if config.algorithm == "aldd":
@@ -109,8 +104,6 @@ def score_shard(
 
     engine: instead of the task's, for one of several ranks on this machine. Raises ExecutorError.
     """
-    from mining.runner import Keeper, score_all
-
     config, candidates = mining.config, mining.candidates
     engine = engine or config.engine
     with mining.file(shard, anew=mining.task.params.resume == "never") as file:
@@ -178,7 +171,7 @@ def merge(mining: Mining, count: int, progress: Progress) -> MiningSummary:
         for file in files:
             ledger.take(file)
         check_all_done(ledger.is_done, count)
-        tell_of(len(ledger), int(ledger.is_readable.sum()), mining.candidates)
+        tell_of(len(ledger), int(ledger.is_readable.sum()), mining.candidates, mining.config.loader.pictures)
         progress.at(0.2)
         summary = Ordering(mining, ledger, table).write(env.output.mining_result_file, progress.part(0.2, 0.9))
     tell_of_result(summary)
@@ -213,12 +206,14 @@ class Ordering:
 
     def write(self, path: Path, progress: Progress) -> MiningSummary:
         """Order them and write result.tsv, and the report where one is wanted."""
-        from mining.ranking import order_of
-
         config = self._mining.config
         options = order_options(config)
-        stats = find_stats(self._mining) if options.uses_stats else None
-        order = order_of(self._pool(), options, stats)
+        if options.reorders:
+            stats = find_stats(self._mining) if options.uses_stats else None
+            order = order_of(self._pool(), options, stats)
+        else:  # what a pool needs would cost a million candidates more than their order
+            places = self._table.best_first(self._rows, self._scores)
+            order = Order(places, self._scores[places])
         tell_of_empty(config, self._scores, self._scores[order.rows])
         lowest = min(float(values.min()) if len(values) else 0.0 for values in (order.values, self._scores))
         unreadable = self._unreadable[np.argsort(self._table.line_ranks(self._unreadable))]
@@ -231,8 +226,6 @@ class Ordering:
         return summary
 
     def _pool(self) -> Pool:
-        from mining.ranking import Pool
-
         wants, rows, record = self._mining.wants, self._rows, self._ledger.record
         lines = (self._table.line(row).decode("utf-8", "surrogateescape") for row in rows.tolist())
         seed = self._mining.config.seed
@@ -280,8 +273,6 @@ def tell_of_empty(config: MiningConfig, scores: Any, in_order: Any) -> None:
 
 def order_options(config: MiningConfig) -> OrderOptions:
     """Give what the order is made by."""
-    from mining.ranking import OrderOptions
-
     return OrderOptions(
         diverse=config.algorithm == "diverse",
         diversity=config.diversity,
@@ -398,7 +389,7 @@ def report_row(reported: Reported, place: int) -> ReportRow:
 
 def show(reported: Reported, places: Sequence[int]) -> list[Shown]:
     """Look again at the pictures of some places: as records hold no boxes, they are found anew."""
-    from mining.report import Shown
+    from mining.report import THUMBNAIL_PX, Shown, shrunk
     from utils.detections import Detections
     from utils.pictures import read_picture
 
@@ -413,7 +404,7 @@ def show(reported: Reported, places: Sequence[int]) -> list[Shown]:
 
         loader = whole_passes(mining.config.loader, mining.config.engine, CPU_PASS)
         detector = make_detector(mining.checkpoint, mining.config.engine.of_rank(0), loader.batch_size, CPU_PASS)
-        reader = BatchReader(items.values(), placing_of(loader, mining.checkpoint), loader, pass_over, loading=load)
+        reader = BatchReader(items.values(), placing_of(loader, mining.checkpoint), loader, ignore)
         for batch in reader:
             for item, detections in zip(batch.items, detector.detect(batch, mining.config.nms)):
                 found[item.index] = detections
@@ -421,16 +412,11 @@ def show(reported: Reported, places: Sequence[int]) -> list[Shown]:
         with suppress(ImageError):
             if item.refused is None:
                 rgb = read_picture(item.path, mining.config.loader.pictures).rgb
-                scale = min(MOST_SHOWN_PX / max(rgb.shape[:2]), 1.0)
-                size = (max(round(rgb.shape[1] * scale), 1), max(round(rgb.shape[0] * scale), 1))
-                pictures[index] = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+                pictures[index] = shrunk(rgb, THUMBNAIL_PX)
                 boxes = found.get(index, none)
-                found[index] = replace(boxes, boxes_px=boxes.boxes_px * np.float32(scale))
+                scale = np.float32(pictures[index].shape[1] / rgb.shape[1])
+                found[index] = replace(boxes, boxes_px=boxes.boxes_px * scale)
     rows = [int(reported.rows[place]) for place in places]
     return [
         Shown(report_row(reported, place), pictures.get(row), found.get(row, none)) for place, row in zip(places, rows)
     ]
-
-
-def pass_over(item: Candidate, error: ImageError) -> None:
-    """Say nothing of a picture that can't be read: it was told of before."""

@@ -221,14 +221,15 @@ def run_mining(task: TaskConfig, progress: Progress, part: Part) -> None:
     if part.shard is not None:
         mine.score_shard(mining, part.shard, progress)
         return
-    count = part.merge
-    if not count:
-        count = max(len(mining.config.engine.devices), 1) if mining.checkpoint else 1
-        scoring = progress.part(0, mine.SCORED)
-        if count > 1:
-            run_ranks(mine.score_as_rank, task, count, scoring)
-        else:
-            mine.score_shard(mining, Shard(), scoring)
+    if part.merge:
+        mine.merge(mining, part.merge, progress)
+        return
+    count = max(len(mining.config.engine.devices), 1) if mining.checkpoint else 1
+    scoring = progress.part(0, mine.SCORED)
+    if count > 1:
+        run_ranks(mine.score_as_rank, task, count, scoring)
+    else:
+        mine.score_shard(mining, Shard(), scoring)
     mine.merge(mining, count, progress.part(mine.SCORED, 1))
 
 
@@ -241,13 +242,14 @@ def run_infer(task: TaskConfig, progress: Progress, part: Part) -> None:
     if part.shard is not None:
         infer.detect_shard(inference, part.shard, progress, engine)
         return
-    count = part.merge or len(engine.devices)
-    if count < 2 and not part.merge:
-        infer.infer(inference, progress)
-        return
-    if not part.merge:
+    count = len(engine.devices)
+    if part.merge:
+        infer.merge(inference, part.merge, progress)
+    elif count > 1:
         run_ranks(infer.detect_as_rank, task, count, progress.part(0, infer.DETECTED))
-    infer.merge(inference, count, progress.part(infer.DETECTED, 1))
+        infer.merge(inference, count, progress.part(infer.DETECTED, 1))
+    else:
+        infer.infer(inference, progress)
 
 
 def run_ranks(function: Callable[..., None], task: TaskConfig, count: int, progress: Progress) -> None:

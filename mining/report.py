@@ -196,8 +196,13 @@ def bars_of(parts: Sequence[float], names: Sequence[str]) -> tuple[PageBar, ...]
 
 def thumbnail_of(rgb: npt.NDArray[np.uint8], side: int, quality: int) -> bytes:
     """Give a small JPEG."""
+    content: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(shrunk(rgb, side)), quality=quality)
+    return content
+
+
+def shrunk(rgb: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    """Make a picture's longer side at most so many px."""
     scale = min(side / max(rgb.shape[:2]), 1.0)
     size = max(round(rgb.shape[1] * scale), 1), max(round(rgb.shape[0] * scale), 1)
     small: Any = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-    content: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(small), quality=quality)
-    return content
+    return np.asarray(small, np.uint8)

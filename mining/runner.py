@@ -83,7 +83,6 @@ class Keeper:
 
     def __init__(self, file: RecordFile, config: MiningConfig, wants: Wants) -> None:
         self._file, self._config, self._wants = file, config, wants
-        self.readable = 0
 
     def set_aside(self, item: MiningItem, error: ImageError) -> None:
         """Keep that a picture can't be read."""
@@ -107,7 +106,6 @@ class Keeper:
                 raise WeightsError(f"{name}: gives NaN or infinite values for {item.path}")
             given = {name: array for name, array in arrays.items() if array is not None}
             self._file.append(encode(Record(item.index, item.line, scored.score, **given)))
-            self.readable += 1
         self._file.flush()
 
 

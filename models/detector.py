@@ -153,7 +153,6 @@ class Detector:
     precision: str  # fp32, bf16 or fp16
     chunk: int  # pictures that go through the network at once
     pin_memory: bool = False
-    feature_layer: Optional[int] = None  # of the network's rows; None: it has none that features could be taken from
     gives_features: bool = False  # of each picture, with its maps
 
     @property
@@ -253,13 +252,10 @@ def detector_of(
 ) -> Detector:
     """Make a network in eval mode fast on a device. The model is used up: its layers are folded and packed in place."""
     with device_errors(), torch.no_grad():
-        feature_layer = model.feature_layer
         strides = torch.tensor(model.stride, device=model.detect.anchors.device).view(-1, 1, 1)
         anchors_px = (model.detect.anchors.float() * strides).to(device)
         fast: Any = fold_batch_norms(model)
         packed = device.type == "cpu" and pack_for_cpu(fast, DTYPES[precision])
         if not packed:
             fast = fast.to(device=device, dtype=DTYPES[precision], memory_format=torch.channels_last)
-    return Detector(
-        fast, "the model", names, model.stride, anchors_px, device, precision, chunk, feature_layer=feature_layer
-    )
+    return Detector(fast, "the model", names, model.stride, anchors_px, device, precision, chunk)

@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Callable, Generic, Optional, Protocol, TypeVar, Union
 
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from utils.errors import ImageError
 from utils.letterbox import LETTERBOXES, Letterbox
 from utils.machine import usable_cpus
-from utils.pictures import read_picture, read_picture_hw
+from utils.pictures import EnoughFor, read_picture, read_picture_hw
 from utils.progress import Progress
 from utils.settings import LoaderSettings
 
@@ -140,17 +140,17 @@ class Tally:
 
 def load(item: Item, place: Place[Item], settings: LoaderSettings) -> Loaded:
     """Decode one picture and draw it onto a new canvas. Raises ImageError."""
+    return replace(_drawn(item, place, settings, lambda image_hw: place(item, image_hw).resized_hw), picture=None)
+
+
+def _drawn(item: Item, place: Place[Item], settings: LoaderSettings, enough_for: Optional[EnoughFor]) -> Loaded:
     if item.refused is not None:
         raise ImageError(item.refused)
-
-    def enough_for(image_hw: tuple[int, int]) -> tuple[int, int]:
-        return place(item, image_hw).resized_hw
-
     picture = read_picture(item.path, settings.pictures, enough_for)
     letterbox = place(item, picture.full_hw)
     canvas = np.empty((*letterbox.canvas_hw, 3), np.uint8)
     letterbox.draw(picture.rgb, canvas)
-    return Loaded(canvas, letterbox, picture.warning)
+    return Loaded(canvas, letterbox, picture.warning, picture.rgb)
 
 
 def check(item: Item, place: Place[Item], settings: LoaderSettings) -> Loaded:
@@ -164,13 +164,7 @@ def check(item: Item, place: Place[Item], settings: LoaderSettings) -> Loaded:
 
 def load_whole(item: Item, place: Place[Item], settings: LoaderSettings) -> Loaded:
     """Load a picture and keep it at its full size, too. Raises ImageError."""
-    if item.refused is not None:
-        raise ImageError(item.refused)
-    picture = read_picture(item.path, settings.pictures)
-    letterbox = place(item, picture.full_hw)
-    canvas = np.empty((*letterbox.canvas_hw, 3), np.uint8)
-    letterbox.draw(picture.rgb, canvas)
-    return Loaded(canvas, letterbox, picture.warning, picture.rgb)
+    return _drawn(item, place, settings, None)
 
 
 Loading = Callable[[Item, Place[Item], LoaderSettings], Loaded]

@@ -116,7 +116,7 @@ class LabelledReader:
         self._reader.close()
 
 
-def ignore(shot: Shot, error: ImageError) -> None:
+def ignore(item: object, error: ImageError) -> None:
     """Leave a picture out; the reader counts it."""
 
 

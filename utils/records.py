@@ -55,7 +55,7 @@ class RecordFile:
             self._file.close()
             raise BusyError(f"{path}: another process works on this part; wait for it, or stop it") from cause
         header = MAGIC + _framed(digest.encode())
-        found = self._file.read(len(header) + 1)[: len(header)]
+        found = self._file.read(len(header))
         if found and (found != header or anew):
             if not anew:
                 LOGGER.warning("%s: is of other weights, settings or pictures, and is begun anew", path)

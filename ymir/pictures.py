@@ -11,8 +11,9 @@ from utils.batches import BatchReader, Placing, input_side
 from utils.class_names import name_differences
 from utils.errors import ImageError, WeightsError
 from utils.letterbox import input_stride
+from utils.pictures import read_picture
 from utils.process import one_line
-from utils.settings import LoaderSettings
+from utils.settings import LoaderSettings, PictureSettings
 from ymir.config import TaskConfig
 from ymir.index import Candidate
 from ymir.weights import task_weights
@@ -63,10 +64,16 @@ def tell_of_pictures(reader: BatchReader[Candidate]) -> None:
         LOGGER.warning("%s", one_line(reader.damaged.summary("pictures are damaged and used as far as they go")))
 
 
-def tell_of(total: int, readable: int, candidates: Iterable[Candidate]) -> None:
-    """Log where there was nothing to do. Raises ImageError where not one picture could be read."""
+def tell_of(total: int, readable: int, candidates: Iterable[Candidate], pictures: PictureSettings) -> None:
+    """Log where there was nothing to do. Raises ImageError, with a reason, where not one picture could be read."""
     if total == 0:
         LOGGER.warning("the candidate index is empty: there is nothing to do, and the results are empty")
     elif not readable:
         first = next(iter(candidates))
-        raise ImageError(f"not one of {total} pictures can be read, such as {one_line(first.line)}")
+        reason = first.refused or first.line
+        try:  # records don't say why
+            if first.refused is None:
+                read_picture(first.path, pictures)
+        except ImageError as error:
+            reason = str(error)
+        raise ImageError(f"not one of {total} pictures can be read, such as {one_line(reason)}")
