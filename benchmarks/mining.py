@@ -15,6 +15,7 @@ from utils.process import prepare_process
 
 prepare_process()
 
+from benchmarks.inference import forward, refuse  # noqa: E402
 from benchmarks.plain import PlainProcess  # noqa: E402
 from benchmarks.rounds import ROUNDS, SHARED, interleave, machine, ratio  # noqa: E402
 from mining import MINERS  # noqa: E402
@@ -24,17 +25,11 @@ from models.checkpoint import read_checkpoint  # noqa: E402
 from models.decode import RawMaps  # noqa: E402
 from models.detector import Detector, make_detector  # noqa: E402
 from utils.batches import Batch, BatchReader, Placing, load_whole  # noqa: E402
-from utils.errors import ImageError  # noqa: E402
 from utils.passes import CPU_PASS  # noqa: E402
 from utils.settings import EngineSettings, LoaderSettings, MiningConfig  # noqa: E402
 from ymir.index import Candidate  # noqa: E402
 
 SIDE, FEW = 640, 3
-
-
-def refuse(item: Candidate, error: ImageError) -> None:
-    """There are no unreadable pictures here."""
-    raise error
 
 
 def score(detector: Detector, batches: Sequence[Batch[Any]], config: MiningConfig, classes: int) -> None:
@@ -46,13 +41,6 @@ def score(detector: Detector, batches: Sequence[Batch[Any]], config: MiningConfi
             levels = [level[..., : 5 + classes] for level in look.raw.levels]
             raw = RawMaps(levels, look.raw.strides, look.raw.anchors_px)
             miner.score(Look(look.batch, detector, raw), config)
-
-
-def forward(detector: Detector, batches: Sequence[Batch[Any]]) -> None:
-    """Run our own network alone."""
-    for batch in batches:
-        for _ in detector.maps(batch):
-            pass
 
 
 def main() -> None:

@@ -21,15 +21,15 @@ prepare_process()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks.inference import forward, refuse  # noqa: E402
+from benchmarks.mining import score  # noqa: E402
 from benchmarks.rounds import ROOT, ROUNDS, SHARED, interleave, machine, ratio  # noqa: E402
-from mining.mining_aldd import UnitSums, score_aldd, torch_figures  # noqa: E402
+from mining.mining_aldd import UnitSums, torch_figures  # noqa: E402
 from mining.runner import looks  # noqa: E402
-from mining.scored import Look  # noqa: E402
 from models.checkpoint import read_checkpoint  # noqa: E402
 from models.decode import RawMaps  # noqa: E402
 from models.detector import Detector, make_detector  # noqa: E402
 from utils.batches import Batch, BatchReader, Placing  # noqa: E402
-from utils.errors import ImageError  # noqa: E402
 from utils.passes import CPU_PASS  # noqa: E402
 from utils.settings import EngineSettings, LoaderSettings, MiningConfig  # noqa: E402
 from ymir.index import Candidate  # noqa: E402
@@ -62,33 +62,11 @@ print(time.perf_counter() - begin)
 """
 
 
-def refuse(item: Candidate, error: ImageError) -> None:
-    """There are no unreadable pictures here."""
-    raise error
-
-
 def random_maps(classes: int, side: int) -> RawMaps:
     """Give maps of one picture as a network with little in sight gives them: most p are tiny."""
     random = torch.Generator().manual_seed(0)
     levels = [torch.empty(1, side // s, side // s, 3, 5 + classes).normal_(-6, 2, generator=random) for s in STRIDES]
     return RawMaps(levels, STRIDES, torch.ones(3, 3, 2))
-
-
-def forward(detector: Detector, batches: Batches) -> None:
-    """Run decoded pictures through the network, and nothing else."""
-    for batch in batches:
-        for _ in detector.maps(batch):
-            pass
-
-
-def score(detector: Detector, batches: Batches, classes: int) -> None:
-    """Score decoded pictures by the first so many classes."""
-    config = MiningConfig(detector.names[:classes], algorithm="aldd")
-    for batch in batches:
-        for look in looks(batch, detector):
-            assert look.raw is not None
-            levels = [level[..., : 5 + classes] for level in look.raw.levels]
-            score_aldd(Look(look.batch, detector, RawMaps(levels, look.raw.strides, look.raw.anchors_px)), config)
 
 
 def sums(detector: Detector, batches: Batches, compute: Callable[[RawMaps], object]) -> None:
@@ -145,10 +123,14 @@ def main() -> None:
     batches = list(BatchReader(items, Placing("square", SIDE, 32), loader, refuse))
     assert all(len(batch) == CPU_PASS for batch in batches)
     many = len(detector.names)
+
+    def aldd(classes: int) -> MiningConfig:
+        return MiningConfig(detector.names[:classes], algorithm="aldd")
+
     variants: dict[str, Callable[[], object]] = {
         "forward": functools.partial(forward, detector, batches),
-        f"aldd, {many} classes": functools.partial(score, detector, batches, many),
-        f"aldd, {FEW} classes": functools.partial(score, detector, batches, FEW),
+        f"aldd, {many} classes": functools.partial(score, detector, batches, aldd(many), many),
+        f"aldd, {FEW} classes": functools.partial(score, detector, batches, aldd(FEW), FEW),
         f"{many} classes, nothing left out": functools.partial(sums, detector, batches, whole),
     }
     if options.slow:

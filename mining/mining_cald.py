@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mining.data_augment import COPIES, ORIGINAL_COPIES, Boxes, Copy
+from mining.draws import draw
 from mining.scored import Look, Scored
 from utils.batches import Batch, Canvas
 from utils.boxes import ious
@@ -147,9 +147,8 @@ def in_groups(copies: Iterator[Copied], whole_pass: int) -> Iterator[list[Copied
 
 
 def generator_of(seed: int, line: str) -> np.random.Generator:
-    """Give the random numbers of one line of the index, the same whatever else is in the list."""
-    text = f"{seed}\0{line}".encode("utf-8", "surrogateescape")
-    return np.random.default_rng(int.from_bytes(blake2b(text, digest_size=16).digest(), "big"))
+    """Give the random numbers of one line of the index."""
+    return np.random.default_rng(draw(seed, line, 16))
 
 
 def found_of(rows: Tensor, letterbox: Letterbox, settings: NmsSettings, whole_px: bool) -> Found:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
-
+from mining.draws import draw
 from mining.scored import Look, Scored
 from utils.settings import MiningConfig
 
@@ -14,6 +13,5 @@ def score_random(look: Look, config: MiningConfig) -> list[Scored]:
 
 
 def uniform(seed: int, line: str) -> float:
-    """Draw a number in [0, 1) for one line of the index; Python's own hash() would differ from run to run."""
-    text = f"{seed}\0{line}".encode("utf-8", "surrogateescape")
-    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") / 2**64
+    """Draw a number in [0, 1) for one line of the index."""
+    return draw(seed, line) / 2**64

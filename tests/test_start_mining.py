@@ -18,6 +18,7 @@ import start
 from make_task import TaskOptions, make_task
 from mining import MINERS
 from utils.distributed import launch
+from utils.settings import MINING_ALGORITHMS
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 96
@@ -66,6 +67,10 @@ def started(task: Path, *more: str, **environment: str) -> subprocess.Popen[str]
 
 def records(task: Path) -> list[Path]:
     return sorted((task / "out").glob("*.records"))
+
+
+def test_there_is_a_miner_for_every_name_that_a_task_may_give() -> None:
+    assert set(MINERS) == set(MINING_ALGORITHMS)
 
 
 @pytest.mark.parametrize("algorithm", sorted(MINERS))
