@@ -1,4 +1,4 @@
-"""Shard: which part of a list of pictures a process works on, and where it leaves what it found."""
+"""Shard: which part of a list of pictures a process works on, and where it leaves what it found. No numpy: start.py begins here."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Optional, Protocol, TypeVar
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Callable, Optional, Protocol, TypeVar
 
 from utils.errors import ConfigError, DatasetError
-from utils.records import RecordFile
+
+if TYPE_CHECKING:
+    from utils.records import RecordFile
 
 MOST_SHARDS = 100_000
 
@@ -109,9 +108,9 @@ def joining(
         path.unlink(missing_ok=True)
 
 
-def check_all_done(is_done: npt.NDArray[np.bool_], count: int) -> None:
-    """Raise DatasetError, naming a shard of `count`, where an item has no record. is_done: (N,) by their places."""
-    missing = np.flatnonzero(~is_done)
-    if len(missing):
-        shard = Shard(int(missing[0]) % count, count)
+def check_all_done(is_done: Iterable[object], count: int) -> None:
+    """Raise DatasetError, naming a shard of `count`, where an item has no record. is_done: true or not, by place."""
+    missing = [place for place, one in enumerate(is_done) if not one]
+    if missing:
+        shard = Shard(missing[0] % count, count)
         raise DatasetError(f"{len(missing)} candidates have no record; run start.py --shard {shard} again")
