@@ -64,9 +64,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         task = read_task(arguments.in_dir, arguments.out_dir, env)
         run_reporting(task, monitor, part)
         if part.shard and is_rank:
-            whole = Monitor(place, env.task_id)
-            if merge_if_all_there(task, part.shard.count, Progress(whole.report)):
-                whole.finish()
+            merge_what_is_there(task, part.shard.count)
+            if all(result.exists() for _, result in steps(env)):
+                Monitor(place, env.task_id).finish()
     except ExecutorError as error:
         return fail(monitor, error)
     except MemoryError:
@@ -85,6 +85,9 @@ class Part:
 
     shard: Optional[Shard] = None
     merge: int = 0
+
+
+Step = Callable[[TaskConfig, Progress, Part], None]
 
 
 def read_part(shard: Optional[str], merge: Optional[str]) -> Part:
@@ -121,12 +124,8 @@ def run_reporting(task: TaskConfig, monitor: Monitor, part: Part) -> None:
 
 def remove_old_results(env: Env) -> None:
     """Take away what an earlier run left, so that nobody takes it for this run's."""
-    for wanted, path in (
-        (env.run_mining, env.output.mining_result_file),
-        (env.run_infer, env.output.infer_result_file),
-    ):
-        if wanted:
-            path.unlink(missing_ok=True)
+    for _, result in steps(env):
+        result.unlink(missing_ok=True)
 
 
 def fail(monitor: Monitor, error: ExecutorError, trace: str = "") -> int:
@@ -177,14 +176,19 @@ def run_task(task: TaskConfig, progress: Progress, part: Part) -> None:
     if env.run_training:
         run_training(task, progress)
         return
-    halves = (
-        (progress.part(0, 0.5), progress.part(0.5, 1)) if env.run_mining and env.run_infer else (progress, progress)
-    )
+    wanted = steps(env)
     with stopping_politely():
-        if env.run_mining:
-            run_mining(task, halves[0], part)
-        if env.run_infer:
-            run_infer(task, halves[1], part)
+        for number, (run, _) in enumerate(wanted):
+            run(task, progress.part(number / len(wanted), (number + 1) / len(wanted)), part)
+
+
+def steps(env: Env) -> list[tuple[Step, Path]]:
+    """Give what a task that doesn't train does, in turn, and the result file of each."""
+    known = (
+        (env.run_mining, run_mining, env.output.mining_result_file),
+        (env.run_infer, run_infer, env.output.infer_result_file),
+    )
+    return [(run, result) for is_wanted, run, result in known if is_wanted]
 
 
 def run_training(task: TaskConfig, progress: Progress) -> None:
@@ -266,17 +270,19 @@ def run_ranks(function: Callable[..., None], task: TaskConfig, count: int, progr
         raise StoppedError("the task was stopped")
 
 
-def merge_if_all_there(task: TaskConfig, count: int, progress: Progress) -> bool:
-    """Merge, as one of torchrun's ranks, where it is the last to end; tells whether it was."""
+def merge_what_is_there(task: TaskConfig, count: int) -> None:
+    """Merge, as one of torchrun's ranks that has done its part, each step that all ranks have ended.
+
+    A rank that is still at work does the rest when it ends; a step that another has merged has no records any more.
+    """
     from utils.records import BusyError
 
-    with one_at_a_time(task.env.output.root_dir):
-        try:
-            run_task(task, progress, Part(merge=count))
-        except (BusyError, DatasetError) as error:
-            LOGGER.info("the last rank to end merges, this one doesn't: %s", one_line(str(error)))
-            return False
-    return True
+    with one_at_a_time(task.env.output.root_dir), stopping_politely():
+        for run, result in steps(task.env):
+            try:
+                run(task, Progress(), Part(merge=count))
+            except (BusyError, DatasetError) as error:
+                LOGGER.info("%s isn't merged by this rank: %s", result.name, one_line(str(error)))
 
 
 if __name__ == "__main__":

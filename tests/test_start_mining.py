@@ -14,11 +14,16 @@ from typing import Any
 import pytest
 import yaml
 
+import infer
+import mine
 import start
 from make_task import TaskOptions, make_task
 from mining import MINERS
 from utils.distributed import launch
+from utils.progress import Progress
 from utils.settings import MINING_ALGORITHMS
+from utils.shards import Shard
+from ymir.config import read_env, read_task
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 96
@@ -116,11 +121,6 @@ def test_a_wrong_part_is_told(task: Path, capfd: pytest.CaptureFixture[str], mor
 
 
 def test_ranks_of_this_machine_give_the_bytes_of_one_process(task: Path) -> None:
-    import infer
-    import mine
-    from utils.progress import Progress
-    from ymir.config import read_env, read_task
-
     edit(task, mining_algorithm="entropy", diversity=1.0, dedup=True)
     assert run(task) == 0
     mined, found = result(task), (task / "out/infer-result.json").read_bytes()
@@ -143,7 +143,23 @@ def test_torchruns_ranks_share_the_work_and_the_last_one_merges(task: Path) -> N
     ranks = [started(task, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)) for rank in range(2)]
     assert [rank.wait(240) for rank in ranks] == [0, 0], [rank.stdout and rank.stdout.read() for rank in ranks]
     assert result(task) == mined and records(task) == []
+    assert (task / "out/infer-result.json").is_file()
     assert (task / "out/monitor.txt").read_text().split("\t")[2] == "1.0"
+
+
+def test_a_rank_that_ends_first_merges_only_what_all_have_ended(task: Path) -> None:
+    """Between its mining and the end of its inference, another rank merges the mining."""
+    edit(task, mining_algorithm="random")
+    read = read_task(task / "in", task / "out", read_env(task / "in", task / "out"))
+    for number in range(2):
+        mine.score_shard(mine.read_mining(read), Shard(number, 2), Progress())
+    inference = infer.read_inference(read)
+    infer.detect_shard(inference, Shard(0, 2), Progress(), inference.config.engine)
+    start.merge_what_is_there(read, 2)
+    assert (task / "out/result.tsv").is_file() and not (task / "out/infer-result.json").exists()
+    infer.detect_shard(inference, Shard(1, 2), Progress(), inference.config.engine)
+    start.merge_what_is_there(read, 2)
+    assert (task / "out/infer-result.json").is_file() and records(task) == []
 
 
 def test_a_killed_mining_goes_on_and_scores_nothing_twice(task: Path) -> None:

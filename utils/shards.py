@@ -1,4 +1,4 @@
-"""Shard: which part of a list of pictures a process works on, and where it leaves what it found. No numpy: start.py begins here."""
+"""Shard: which part of a list of pictures a process works on, and where it leaves what it found. No numpy here."""
 
 from __future__ import annotations
 
