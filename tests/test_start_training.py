@@ -192,6 +192,22 @@ def test_without_pictures_to_validate_on_it_trains_and_says_so(task: Path, caplo
     assert content["mAP"] == 0 and "best.pt" in content["model_stages"]["yolov5_best"]["files"]
 
 
+def test_what_is_never_validated_in_between_is_handed_over_all_the_same(task: Path) -> None:
+    """A task that is killed in its last epoch keeps the weights of the one before."""
+    edit(task / "in/config.yaml", epochs=3, args_options=f"{QUICK} --noval")
+    seen: list[Any] = []
+
+    def look(epoch: int) -> None:
+        if epoch > 1:
+            seen.append(result(task))
+            assert_stages_whole(task, seen[-1])
+
+    with at_each_epoch(look):
+        assert run(task) == 0
+    assert [content["mAP"] for content in seen] == [0, 0] and result(task)["mAP"] > 0
+    assert all(content["model_stages"]["yolov5_best"]["files"] == ["best.pt"] for content in seen)
+
+
 def test_a_search_leaves_its_best_weights(task: Path) -> None:
     edit(task / "in/config.yaml", args_options=f"{QUICK} --evolve 1")
     assert run(task) == 0

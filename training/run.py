@@ -172,7 +172,7 @@ class Run:
             is_best = training.best.offer(epoch, fitness, metrics.map, metrics.map50)
             training.stop.update(epoch, fitness)
             self.class_maps = class_maps(metrics, len(self.training_set.table.names))
-        elif self.validator is None:
+        elif self.validator is None or not self.config.validate:  # the newest weights are the best that is known
             is_best = training.best.offer(epoch, 0.0, 0.0, 0.0)
         training.means.clear()
         training.position.next_epoch()

@@ -6,7 +6,7 @@ function of (seed, index, size).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -41,29 +41,52 @@ SPLITS = (("val", 0.15), ("pool", 0.15))  # shares; the rest is train. pool: pic
 SHAPES_OF_PICTURES = ((1.0, 1.0), (0.75, 1.0), (1.0, 0.75))  # height, width of the longer side, in turn
 
 
-def _regular(corners: int, radius: float = 1.0) -> npt.NDArray[np.float64]:
+def regular(corners: int, radius: float = 1.0) -> npt.NDArray[np.float64]:
     """Give the corners of a regular polygon within a circle, the first one at its top."""
     angles = np.arange(corners) * 2 * np.pi / corners
     return radius * np.stack([np.sin(angles), -np.cos(angles)], axis=1)
 
 
-def _star() -> npt.NDArray[np.float64]:
-    corners = _regular(10)
-    corners[1::2] *= 0.45
+def star(points: int, inner: float = 0.45) -> npt.NDArray[np.float64]:
+    """Give the corners of a star; inner: how far from its middle it goes in between two points."""
+    corners = regular(2 * points)
+    corners[1::2] *= inner
     return corners
 
 
 # Class name -> its outline within a circle of radius 1; the order is the class ids'.
 OUTLINES = MappingProxyType[str, Callable[[], Contours]](
     {
-        "disc": lambda: (_regular(72),),
-        "square": lambda: (_regular(4),),
-        "triangle": lambda: (_regular(3),),
-        "star": lambda: (_star(),),
-        "ring": lambda: (_regular(72), _regular(72, 0.55)),
+        "disc": lambda: (regular(72),),
+        "square": lambda: (regular(4),),
+        "triangle": lambda: (regular(3),),
+        "star": lambda: (star(5),),
+        "ring": lambda: (regular(72), regular(72, 0.55)),
     }
 )
 NAMES = tuple(OUTLINES)
+
+
+@dataclass(frozen=True)
+class Scenery:
+    """What a data set's pictures are drawn of. class_shares: how often each class is drawn; empty: all alike."""
+
+    outlines: Mapping[str, Callable[[], Contours]]
+    class_shares: tuple[float, ...] = ()
+    empty_share: float = EMPTY_SHARE
+    radius_shares: tuple[float, float] = RADIUS_SHARES
+    least_radius: float = LEAST_RADIUS
+    least_box_side: int = LEAST_BOX_SIDE
+
+    def draw_classes(self, rng: np.random.Generator, count: int) -> list[int]:
+        """Draw the classes of a picture's objects."""
+        classes = len(self.outlines)
+        if not self.class_shares:
+            return list(map(int, rng.integers(0, classes, count)))
+        return list(map(int, rng.choice(classes, count, p=np.divide(self.class_shares, sum(self.class_shares)))))
+
+
+SHAPES = Scenery(OUTLINES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +99,7 @@ class Drawing:
     boxes_px: npt.NDArray[np.float64]  # (N, 4) xyxy, whole numbers: the hull of the object's pixels
 
 
-def draw_picture(seed: int, index: int, side_hw: tuple[int, int]) -> Drawing:
+def draw_picture(seed: int, index: int, side_hw: tuple[int, int], scenery: Scenery = SHAPES) -> Drawing:
     """Draw a picture of 0 to 6 objects. seed, index: 0 or more. Raises ConfigError for sides below 64 px."""
     if min(side_hw) < LEAST_SIDE:
         raise ConfigError(f"side: got {min(side_hw)}, need at least {LEAST_SIDE} px")
@@ -84,13 +107,14 @@ def draw_picture(seed: int, index: int, side_hw: tuple[int, int]) -> Drawing:
     canvas = _draw_ground(rng, side_hw)
     owners = np.full(side_hw, -1, np.int16)
     class_ids: list[int] = []
-    count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, MAX_OBJECTS + 1))
-    for class_id in rng.integers(0, len(NAMES), count).tolist():
+    count = 0 if rng.random() < scenery.empty_share else int(rng.integers(1, MAX_OBJECTS + 1))
+    outlines = tuple(scenery.outlines.values())
+    for class_id in scenery.draw_classes(rng, count):
         for _ in range(TRIES):
-            window, cover = _draw_cover(rng, class_id, side_hw)
+            window, cover = _draw_cover(rng, outlines[class_id](), scenery, side_hw)
             is_own = np.zeros(side_hw, np.bool_)
             is_own[window] = cover >= 0.5
-            if _fits(is_own, owners):
+            if _fits(is_own, owners, scenery.least_box_side):
                 _paint(rng, canvas[window], cover)
                 owners[is_own] = len(class_ids)
                 class_ids.append(class_id)
@@ -128,26 +152,28 @@ def _draw_ground(rng: np.random.Generator, side_hw: tuple[int, int]) -> FloatPix
     return ground
 
 
-def _draw_cover(rng: np.random.Generator, class_id: int, side_hw: tuple[int, int]) -> tuple[Window, FloatPixels]:
+def _draw_cover(
+    rng: np.random.Generator, outline: Contours, scenery: Scenery, side_hw: tuple[int, int]
+) -> tuple[Window, FloatPixels]:
     """Draw a shape of any size, place and turn: a window of the picture, and the share of each pixel that it covers."""
-    least, most = (max(LEAST_RADIUS, share * min(side_hw)) for share in RADIUS_SHARES)
+    least, most = (max(scenery.least_radius, share * min(side_hw)) for share in scenery.radius_shares)
     radius, angle = rng.uniform(least, most), rng.uniform(0, 2 * np.pi)
     centre = rng.uniform(0.6 * radius, np.array(side_hw[::-1]) - 0.6 * radius)  # x, y: up to a fifth may be cut off
     left, top = np.maximum(np.floor(centre - radius), 0).astype(int).tolist()
     right, bottom = np.minimum(np.ceil(centre + radius), side_hw[::-1]).astype(int).tolist()
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     shift = centre - (left, top)
-    corners = [(contour @ turn * radius + shift) * SUPERSAMPLING for contour in OUTLINES[NAMES[class_id]]()]
+    corners = [(contour @ turn * radius + shift) * SUPERSAMPLING for contour in outline]
     fine = np.zeros(((bottom - top) * SUPERSAMPLING, (right - left) * SUPERSAMPLING), np.uint8)
     cv2.fillPoly(fine, [np.round(contour - 0.5).astype(np.int32) for contour in corners], 255)
     cover = cv2.resize(fine, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
     return (slice(top, bottom), slice(left, right)), cover.astype(np.float32) / 255
 
 
-def _fits(is_own: npt.NDArray[np.bool_], owners: npt.NDArray[np.int16]) -> bool:
+def _fits(is_own: npt.NDArray[np.bool_], owners: npt.NDArray[np.int16], least_box_side: int) -> bool:
     """Tell whether an object is large enough, and leaves enough of each of the others, and all of their hulls."""
     x1, y1, x2, y2 = hull_px(is_own)
-    if min(x2 - x1, y2 - y1) < LEAST_BOX_SIDE:
+    if min(x2 - x1, y2 - y1) < least_box_side:
         return False
     for place in set(owners[is_own].tolist()) - {-1}:
         other = owners == place
