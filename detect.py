@@ -19,11 +19,11 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Optional
+from typing import TYPE_CHECKING, Callable, Optional, Union
 
 import cv2
 
-from utils.batches import Batch, BatchReader, Tally, input_side, load
+from utils.batches import Batch, BatchReader, Onto, Tally, input_side, load
 from utils.console import Console
 from utils.datasets import read_data_yaml, read_names
 from utils.errors import ConfigError, ImageError
@@ -42,12 +42,12 @@ from utils.settings import (
     PictureSettings,
     check_at_least,
     check_device,
-    check_pt,
+    check_weights,
 )
 from utils.videos import VideoFile, frame_batches, open_video, read_ahead
 
 if TYPE_CHECKING:
-    from models.checkpoint import Checkpoint
+    from formats.exported import Weights
 
 LOGGER = logging.getLogger("detect")
 
@@ -80,7 +80,7 @@ class DetectSettings:
         check_at_least("--vid-stride", self.vid_stride, 1)
         if not all(1 <= side <= MOST_SIDE_PX for side in self.img_hw):
             raise ConfigError(f"--imgsz: got {self.img_hw[0]} x {self.img_hw[1]}, need 1 to {MOST_SIDE_PX}")
-        check_pt("--weights", self.weights)
+        check_weights("--weights", self.weights)
         check_device("--device", self.device)
         if self.precision == "fp16" and self.device.strip().lower() in ("cpu", "-1"):
             raise ConfigError("--half: needs a GPU; leave it out on a CPU")
@@ -112,14 +112,13 @@ def detect(
     on_found: told of each picture and frame. Raises ExecutorError; ImageError where not one of the sources can be
     read.
     """
-    from models.checkpoint import read_checkpoint
+    from formats.exported import open_weights
 
     saving = settings.saving
     sources = find_sources(settings.source)
-    checkpoint = read_checkpoint(settings.weights)
+    checkpoint = open_weights(settings.weights, may_run_programs=True)
     names = class_names(settings, checkpoint)
-    stride = input_stride(checkpoint.strides)
-    fitting = Fitting((input_side(settings.img_hw[0], stride), input_side(settings.img_hw[1], stride)), stride)
+    fitting = fitting_of(checkpoint, settings)
     pictures = [source for source in sources if not source.is_video]
     most_at_once = guess_batch_size(settings.device)
     at_once = GPU_BATCH if most_at_once == GPU_BATCH else cpu_pass(len(pictures))
@@ -165,7 +164,7 @@ class Run:
     settings: DetectSettings
     total: int  # sources
     most_at_once: int  # frames
-    fitting: Fitting
+    fitting: Union[Fitting, Onto]
     finders: Callable[[int], Finder]
     output: Output
     on_found: Callable[[Found], None]
@@ -219,20 +218,21 @@ class Run:
 Finder = Callable[[Batch[Source]], list[Found]]
 
 
-def load_finders(checkpoint: Checkpoint, settings: DetectSettings) -> Callable[[int], Finder]:
+def load_finders(checkpoint: Weights, settings: DetectSettings) -> Callable[[int], Finder]:
     """Load torch and build the model; gives a function from the number of pictures that go through it at once.
 
     Raises WeightsError, NoDeviceError, ConfigError.
     """
     import torch
 
+    from formats.engines import make_engine
     from models.augment import detect_augmented
-    from models.detector import Detector, make_detector
+    from models.detector import Detector
 
     device = settings.device.strip() or ("0" if torch.cuda.is_available() else "")
     if settings.precision == "fp16" and device == "":
         raise ConfigError("--half: needs a GPU, and there is none; leave it out")
-    detector = make_detector(checkpoint, EngineSettings(device=device, precision=settings.precision), GPU_BATCH)
+    detector = make_engine(checkpoint, EngineSettings(device=device, precision=settings.precision), GPU_BATCH)
     run = detect_augmented if settings.augment else Detector.detect
 
     def finder(at_once: int) -> Finder:
@@ -254,7 +254,7 @@ def guess_batch_size(device: str) -> int:
     return GPU_BATCH if has_gpu else CPU_PASS
 
 
-def class_names(settings: DetectSettings, checkpoint: Checkpoint) -> tuple[str, ...]:
+def class_names(settings: DetectSettings, checkpoint: Weights) -> tuple[str, ...]:
     """Give the names to write, and check that the classes asked for are there. Raises ConfigError, DatasetError."""
     names = checkpoint.names
     if settings.data is not None:
@@ -268,6 +268,18 @@ def class_names(settings: DetectSettings, checkpoint: Checkpoint) -> tuple[str, 
     if unknown:
         raise ConfigError(f"--classes: got {unknown[0]}, {settings.weights} has the classes 0 to {checkpoint.nc - 1}")
     return names
+
+
+def fitting_of(weights: Weights, settings: DetectSettings) -> Union[Fitting, Onto]:
+    """Give how pictures are placed on the input. Raises ConfigError for a size that a file wasn't made for."""
+    from formats.exported import Exported, refuse_other_size
+
+    stride = input_stride(weights.strides)
+    input_hw = input_side(settings.img_hw[0], stride), input_side(settings.img_hw[1], stride)
+    if isinstance(weights, Exported) and weights.fixed_hw is not None:
+        refuse_other_size(weights, input_hw)
+        return Onto(input_hw)
+    return Fitting(input_hw, stride)
 
 
 @dataclass(frozen=True)
@@ -290,7 +302,7 @@ class Fitting:
 NOT_OFFERED = {
     "visualize": "--visualize: feature maps are not drawn by this version",
     "update": "--update: nothing is stripped; train.py's best.pt is stripped already",
-    "dnn": "--dnn: OpenCV's engine is for ONNX files; this version runs the .pt by torch",
+    "dnn": "--dnn: OpenCV's engine is not offered; ONNX files are run by onnxruntime",
 }
 
 
@@ -338,7 +350,13 @@ def tell_of(summary: DetectSummary) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("--weights", nargs="+", default=["yolov5s.pt"], metavar="FILE", help="a .pt that YOLOv5 wrote")
+    add(
+        "--weights",
+        nargs="+",
+        default=["yolov5s.pt"],
+        metavar="FILE",
+        help=".pt, .onnx, .torchscript, *_openvino_model",
+    )
     add(
         "--source",
         default="data/images",

@@ -25,7 +25,7 @@ from ymir.pictures import placing_of, read_weights, tell_of, tell_of_pictures
 from ymir.results import InferResultWriter, InferSummary
 
 if TYPE_CHECKING:
-    from models.checkpoint import Checkpoint
+    from formats.exported import Weights
 
 LOGGER = logging.getLogger("infer")
 
@@ -45,7 +45,7 @@ class Inference:
     task: TaskConfig
     config: InferConfig
     candidates: CandidateIndex
-    checkpoint: Checkpoint
+    checkpoint: Weights
 
     @property
     def digest(self) -> str:
@@ -118,9 +118,9 @@ def detect(
     reader = BatchReader(shard.of(candidates), placing, loader, set_aside, progress, count, load)
     readable = 0
     if count:
-        from models.detector import make_detector
+        from formats.engines import make_engine
 
-        detector = make_detector(checkpoint, engine, loader.batch_size, at_once, ranks)
+        detector = make_engine(checkpoint, engine, loader.batch_size, at_once, ranks)
         for batch in reader:
             readable += len(batch)
             for item, letterbox, detections in zip(batch.items, batch.letterboxes, detector.detect(batch, config.nms)):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 import numpy as np
 
+from formats.exported import Exported, Weights, choose_backend
 from mining import MINERS
 from mining.mining_aldd import check_weights
 from mining.ranking import Order, OrderOptions, Pool, order_of
@@ -18,7 +19,7 @@ from mining.runner import Keeper, Ledger, line_hash, score_all
 from mining.scored import Miner
 from mining.sight import Wants, wants_of
 from utils.batches import BatchReader, Loading, check, load, load_whole
-from utils.errors import DatasetError, ImageError
+from utils.errors import ConfigError, DatasetError, ImageError
 from utils.labelled import ignore
 from utils.passes import CPU_PASS, whole_passes
 from utils.process import one_line
@@ -28,12 +29,11 @@ from utils.settings import EngineSettings, MiningConfig
 from utils.shards import Shard, check_all_done, joining
 from ymir.config import TaskConfig, mining_config
 from ymir.index import Candidate, CandidateIndex, candidate_index
-from ymir.pictures import placing_of, read_weights, tell_of, tell_of_pictures
+from ymir.pictures import placing_of, read_weights, side_of, tell_of, tell_of_pictures
 from ymir.results import LineTable, MiningSummary, rounded_scores
 
 if TYPE_CHECKING:
     from mining.report import ReportRow, Shown
-    from models.checkpoint import Checkpoint
     from utils.stats import MiningStats
 
 LOGGER = logging.getLogger("mining")
@@ -53,7 +53,7 @@ class Mining:
     miner: Miner
     wants: Wants
     candidates: CandidateIndex
-    checkpoint: Optional[Checkpoint]  # None: nobody looks at the pixels
+    checkpoint: Optional[Weights]  # None: nobody looks at the pixels
 
     @property
     def digest(self) -> str:
@@ -91,6 +91,11 @@ def read_mining(task: TaskConfig) -> Mining:
         check_weights(config)
     looks = miner.needs_model or wants.needs_model
     checkpoint = read_weights(task, same_classes=miner.same_classes or wants.needs_classes) if looks else None
+    if wants.features and checkpoint is not None and choose_backend(checkpoint, config.engine.backend) != "torch":
+        raise ConfigError(
+            f"mining_algorithm diverse, diversity, dedup: {checkpoint.path} run by another engine gives no features; "
+            "give a .pt, and leave backend out (config.yaml)"
+        )
     return Mining(task, config, miner, wants, candidates, checkpoint)
 
 
@@ -127,9 +132,9 @@ def score_shard(
         )
         detector = None
         if mining.checkpoint and own > done:
-            from models.detector import make_detector
+            from formats.engines import make_engine
 
-            detector = make_detector(mining.checkpoint, engine, loader.batch_size, CPU_PASS, ranks)
+            detector = make_engine(mining.checkpoint, engine, loader.batch_size, CPU_PASS, ranks)
             detector = replace(detector, gives_features=mining.wants.features)
         score_all(reader, keeper, mining.miner, detector, config)
     tell_of_pictures(reader)
@@ -304,8 +309,10 @@ def find_stats(mining: Mining) -> Optional[MiningStats]:
     if stats.names != config.class_names:
         LOGGER.warning("%s: is of other classes and isn't used; the pool of candidates alone decides", path)
         return None
+    if isinstance(checkpoint, Exported):
+        return replace(stats, features=stats.features[:0])
     layer = len(dict(checkpoint.yaml)["backbone"]) - 1
-    side = placing_of(config.loader, checkpoint).side
+    side = side_of(config.loader, checkpoint)
     if stats.digest != features_digest(checkpoint.digest, layer, side, config.loader.letterbox):
         LOGGER.warning("%s: its features are of other weights or another img_size and aren't used", path)
         return replace(stats, features=stats.features[:0])
@@ -400,10 +407,10 @@ def show(reported: Reported, places: Sequence[int]) -> list[Shown]:
     pictures: dict[int, Any] = {}
     none = Detections.empty()
     if mining.checkpoint is not None:
-        from models.detector import make_detector
+        from formats.engines import make_engine
 
         loader = whole_passes(mining.config.loader, mining.config.engine, CPU_PASS)
-        detector = make_detector(mining.checkpoint, mining.config.engine.of_rank(0), loader.batch_size, CPU_PASS)
+        detector = make_engine(mining.checkpoint, mining.config.engine.of_rank(0), loader.batch_size, CPU_PASS)
         reader = BatchReader(items.values(), placing_of(loader, mining.checkpoint), loader, ignore)
         for batch in reader:
             for item, detections in zip(batch.items, detector.detect(batch, mining.config.nms)):

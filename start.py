@@ -34,7 +34,6 @@ from ymir.params import OTHER_SPELLINGS, SHOWN
 LOGGER = logging.getLogger("start")
 
 HEARTBEAT_S = 2.0
-BACKENDS_HERE = ("auto", "torch")
 MOST_KEYS_TOLD = 10
 
 
@@ -171,7 +170,6 @@ def stopping_politely() -> Iterator[None]:
 def run_task(task: TaskConfig, progress: Progress, part: Part) -> None:
     """Run what the task's flags ask for. Raises ExecutorError."""
     env = task.env
-    check_backend(task)
     tell_of_unknown_keys(task)
     if env.run_training:
         run_training(task, progress)
@@ -200,13 +198,6 @@ def run_training(task: TaskConfig, progress: Progress) -> None:
         LOGGER.warning("run_training: is true, so the task only trains; mine and infer in a task of its own (env.yaml)")
     with stoppable() as should_stop:
         training_task.run_training(task, Hooks(progress, should_stop))
-
-
-def check_backend(task: TaskConfig) -> None:
-    """Refuse an engine that isn't here, before torch is imported. Raises ConfigError."""
-    backend = task.params.backend
-    if (task.env.run_mining or task.env.run_infer) and backend not in BACKENDS_HERE:
-        raise ConfigError(f"backend: {backend} is not in this version, use {' or '.join(BACKENDS_HERE)} (config.yaml)")
 
 
 def tell_of_unknown_keys(task: TaskConfig) -> None:

@@ -44,15 +44,15 @@ from utils.settings import (
     PictureSettings,
     check_choice,
     check_device,
-    check_pt,
+    check_weights,
 )
 from utils.stopwatch import Stopwatch
 from utils.study import StudyRow, draw_study, write_study
 from utils.watchers import BatchPictures, CocoTally, Seen, TextLabels, Watcher
 
 if TYPE_CHECKING:
+    from formats.exported import Weights
     from models.candidates import CandidatesOf
-    from models.checkpoint import Checkpoint
 
 LOGGER = logging.getLogger("val")
 
@@ -89,7 +89,7 @@ class ValSettings:
         check_choice("task", self.split, SPLITS)
         if self.loader.img_size > MOST_SIDE_PX:
             raise ConfigError(f"--imgsz: got {self.loader.img_size}, need 1 to {MOST_SIDE_PX}")
-        check_pt("--weights", self.weights)
+        check_weights("--weights", self.weights)
         check_device("--device", self.engine.device)
 
 
@@ -218,16 +218,17 @@ def validate(settings: ValSettings, saving: SaveSettings, progress: Progress = N
 
     Raises ExecutorError; ImageError where not one picture can be read.
     """
-    from models.checkpoint import read_checkpoint
+    from formats.exported import open_weights
 
     data = read_yolo_dataset(settings.data, settings.split)
-    checkpoint = read_checkpoint(settings.weights)
+    checkpoint = open_weights(settings.weights, may_run_programs=True)
+    is_rect = settings.is_rect and not is_fixed(checkpoint, settings)
     labelled = yolo_set(data.names, data.images)
     if settings.single_cls:
         labelled = as_one_class(labelled)
     else:
         check_names(settings, data.names, checkpoint)
-    reader = LabelledReader(labelled, settings.loader, input_stride(checkpoint.strides), settings.is_rect, progress)
+    reader = LabelledReader(labelled, settings.loader, input_stride(checkpoint.strides), is_rect, progress)
     with closing(reader):
         candidates_of = make_candidates(checkpoint, settings, len(labelled.shots))
         outputs = Outputs(saving, labelled.names)
@@ -262,7 +263,20 @@ class Outputs:
         return self._tally.figures(len(self._names))
 
 
-def check_names(settings: ValSettings, names: Sequence[str], checkpoint: Checkpoint) -> None:
+def is_fixed(weights: Weights, settings: ValSettings) -> bool:
+    """Say whether weights run at one size alone. Raises ConfigError where that isn't the size that is asked for."""
+    from formats.exported import Exported, refuse_other_size
+    from utils.batches import input_side
+
+    if not isinstance(weights, Exported) or weights.fixed_hw is None:
+        return False
+    side = input_side(settings.loader.img_size, input_stride(weights.strides))
+    refuse_other_size(weights, (side, side))
+    LOGGER.info("%s: takes %d x %d px alone, so every picture goes onto the whole square", weights.path, side, side)
+    return True
+
+
+def check_names(settings: ValSettings, names: Sequence[str], checkpoint: Weights) -> None:
     """Compare a data set's classes with those of the weights. Raises WeightsError where their number differs."""
     if len(names) != checkpoint.nc:
         raise WeightsError(
@@ -274,22 +288,22 @@ def check_names(settings: ValSettings, names: Sequence[str], checkpoint: Checkpo
         LOGGER.warning("%s", differences)
 
 
-def make_candidates(checkpoint: Checkpoint, settings: ValSettings, count: int) -> CandidatesOf:
+def make_candidates(checkpoint: Weights, settings: ValSettings, count: int) -> CandidatesOf:
     """Load torch, build the model, and let it see as the settings ask; count: of the pictures.
 
     Raises WeightsError, NoDeviceError, ConfigError.
     """
     import torch
 
+    from formats.engines import make_engine
     from models.candidates import augmented_candidates, detector_candidates, join_labels, merge_classes
-    from models.detector import make_detector
 
     engine = replace(settings.engine, device=settings.engine.device or ("0" if torch.cuda.is_available() else "cpu"))
     if engine.precision == "fp16" and engine.device in ("cpu", "-1"):
         LOGGER.warning("fp16 needs a GPU, fp32 is used")
         engine = replace(engine, precision="fp32")
     batch_size = settings.loader.batch_size
-    detector = make_detector(checkpoint, engine, batch_size, even_share(min(batch_size, count), CPU_PASS))
+    detector = make_engine(checkpoint, engine, batch_size, even_share(min(batch_size, count), CPU_PASS))
     candidates_of = (augmented_candidates if settings.augment else detector_candidates)(detector)
     if settings.single_cls:
         candidates_of = merge_classes(candidates_of)
@@ -456,7 +470,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--data", default="data/coco128.yaml", metavar="YAML", help="names the classes and the pictures of each split")
-    add("--weights", nargs="+", default=["yolov5s.pt"], metavar="FILE", help="a .pt that YOLOv5 wrote")
+    add(
+        "--weights",
+        nargs="+",
+        default=["yolov5s.pt"],
+        metavar="FILE",
+        help=".pt, .onnx, .torchscript, *_openvino_model",
+    )
     add("--batch-size", type=int, default=32, metavar="N", help="with rectangles it decides the shape of the input")
     add("--imgsz", "--img", "--img-size", type=int, default=640, metavar="PX", help="longer side of the input")
     add("--conf-thres", type=float, default=DEFAULT_CONF, metavar="SHARE", help="least score")

@@ -58,8 +58,8 @@ class Plan:
     """The size of an experiment."""
 
     seeds: int = 3
-    steps: int = 320  # of each training, in batches of 8
-    base_steps: int = 1200  # of the first model, on common classes
+    steps: int = 240  # of each training, in batches of 8
+    base_steps: int = 1000  # of the first model, on common classes
     pool: int = 800
     test: int = 400
     base: int = 300
@@ -277,7 +277,7 @@ def run_all(world: World, methods: Sequence[str], jobs: int) -> list[Result]:
         seeds = range(world.plan.seeds)
         firsts = [workers.submit(run_start, world, seed, 0) for seed in seeds]
         results += [one.result() for one in firsts]
-        chains = [workers.submit(run_chain, world, seed, method) for seed in seeds for method in (*methods, ALL)]
+        chains = [workers.submit(run_chain, world, seed, method) for method in (*methods, ALL) for seed in seeds]
         chains += [workers.submit(run_repeat, world, repeat) for repeat in range(1, world.plan.repeats)]
         for chain in chains:
             results += chain.result()

@@ -35,9 +35,9 @@ POOL_SCENERY = Scenery(
     },
     class_shares=(1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 16, 1 / 32, 1 / 32),
     empty_share=0.25,
-    radius_shares=(0.06, 0.16),
-    least_radius=7.0,
-    least_box_side=10,
+    radius_shares=(0.09, 0.22),
+    least_radius=10.0,
+    least_box_side=14,
 )
 NAMES = tuple(POOL_SCENERY.outlines)
 TAIL = (4, 5, 6, 7)  # the classes that are rare

@@ -37,7 +37,7 @@ def score(detector: Detector, batches: Sequence[Batch[Any]], config: MiningConfi
     miner = MINERS[config.algorithm]
     for batch in batches:
         for look in looks(batch, detector):
-            assert look.raw is not None
+            assert isinstance(look.raw, RawMaps)
             levels = [level[..., : 5 + classes] for level in look.raw.levels]
             raw = RawMaps(levels, look.raw.strides, look.raw.anchors_px)
             miner.score(Look(look.batch, detector, raw), config)

@@ -27,7 +27,7 @@ from benchmarks.rounds import ROOT, ROUNDS, SHARED, interleave, machine, ratio  
 from mining.mining_aldd import UnitSums, torch_figures  # noqa: E402
 from mining.runner import looks  # noqa: E402
 from models.checkpoint import read_checkpoint  # noqa: E402
-from models.decode import RawMaps  # noqa: E402
+from models.decode import HeadMaps, RawMaps  # noqa: E402
 from models.detector import Detector, make_detector  # noqa: E402
 from utils.batches import Batch, BatchReader, Placing  # noqa: E402
 from utils.passes import CPU_PASS  # noqa: E402
@@ -69,7 +69,7 @@ def random_maps(classes: int, side: int) -> RawMaps:
     return RawMaps(levels, STRIDES, torch.ones(3, 3, 2))
 
 
-def sums(detector: Detector, batches: Batches, compute: Callable[[RawMaps], object]) -> None:
+def sums(detector: Detector, batches: Batches, compute: Callable[[HeadMaps], object]) -> None:
     """Run the network, and another way of computing all classes' figures."""
     for batch in batches:
         for look in looks(batch, detector):
@@ -78,13 +78,13 @@ def sums(detector: Detector, batches: Batches, compute: Callable[[RawMaps], obje
                 compute(look.raw[place])
 
 
-def whole(raw: RawMaps) -> object:
+def whole(raw: HeadMaps) -> object:
     """Compute all classes with nothing left out."""
     classes = raw.levels[0].shape[-1] - 5
     return UnitSums(raw, (SIDE, SIDE), np.arange(classes)).figures(np.ones(classes), prunes=False)
 
 
-def without_numba(raw: RawMaps) -> object:
+def without_numba(raw: HeadMaps) -> object:
     """Compute all classes by torch."""
     classes = raw.levels[0].shape[-1] - 5
     return torch_figures(raw, (SIDE, SIDE), np.arange(classes), np.ones(classes))

@@ -26,7 +26,7 @@ from mining.scored import Look, Scored
 from utils.settings import MiningConfig
 
 if TYPE_CHECKING:
-    from models.decode import RawMaps
+    from models.decode import HeadMaps
 
 LOGGER = logging.getLogger("mining")
 
@@ -82,7 +82,7 @@ def class_names_of(config: MiningConfig) -> tuple[str, ...]:
     return config.class_names
 
 
-def class_figures(raw: RawMaps, input_hw: tuple[int, int], weights: Floats) -> list[float]:
+def class_figures(raw: HeadMaps, input_hw: tuple[int, int], weights: Floats) -> list[float]:
     """Give each class's figure times its weight, for the one picture of `raw`; a class of weight 0 is skipped."""
     used = np.flatnonzero(weights)
     figures = np.zeros(len(weights))
@@ -96,7 +96,7 @@ def class_figures(raw: RawMaps, input_hw: tuple[int, int], weights: Floats) -> l
 # ---- torch -----------------------------------------------------------------------------------------------------------
 
 
-def torch_figures(raw: RawMaps, input_hw: tuple[int, int], used: Any, weights: Floats) -> Floats:
+def torch_figures(raw: HeadMaps, input_hw: tuple[int, int], used: Any, weights: Floats) -> Floats:
     """Compute the figures of some classes, nothing left out: some classes' maps at the size of the input at once."""
     import torch
     from torch.nn import functional as F
@@ -137,7 +137,7 @@ def _entropy(p: Any) -> Any:
 # ---- compiled --------------------------------------------------------------------------------------------------------
 
 
-def compiled_figures(raw: RawMaps, input_hw: tuple[int, int], used: Any, weights: Floats) -> Floats:
+def compiled_figures(raw: HeadMaps, input_hw: tuple[int, int], used: Any, weights: Floats) -> Floats:
     """Compute the figures of some classes by the kernel, some classes at a time."""
     figures = np.zeros(len(used))
     for first in range(0, len(used), CLASSES_AT_ONCE):
@@ -150,7 +150,7 @@ def compiled_figures(raw: RawMaps, input_hw: tuple[int, int], used: Any, weights
 class UnitSums:
     """Some classes' maps of one picture, laid out for the kernel. A unit is one of these classes and a block."""
 
-    def __init__(self, raw: RawMaps, input_hw: tuple[int, int], used: Any) -> None:
+    def __init__(self, raw: HeadMaps, input_hw: tuple[int, int], used: Any) -> None:
         import torch
 
         from mining import aldd_kernel
@@ -256,7 +256,7 @@ class UnitSums:
         return limits
 
 
-def _p_of(raw: RawMaps, used: Any) -> Any:
+def _p_of(raw: HeadMaps, used: Any) -> Any:
     """Give p of one picture's classes: (nc, R) fp32, the maps of a class one after another."""
     import torch
 

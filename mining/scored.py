@@ -10,7 +10,7 @@ from utils.batches import Batch, Readable
 from utils.settings import MiningConfig
 
 if TYPE_CHECKING:  # a scorer is given its detector; to import one would import torch, which random does without
-    from models.decode import RawMaps
+    from models.decode import HeadMaps
     from models.detector import Detector
 
 
@@ -35,7 +35,7 @@ class Look:
 
     batch: Batch[Any]  # of MiningItem
     detector: Optional[Detector] = None  # for one that looks again, at changed pictures
-    raw: Optional[RawMaps] = None
+    raw: Optional[HeadMaps] = None
 
     def __len__(self) -> int:
         return len(self.batch)

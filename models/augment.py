@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.decode import RawMaps
+from models.decode import HeadMaps
 from models.detector import Detector, device_errors
 from utils.batches import Batch, Canvas, Item
 from utils.detections import Detections
@@ -50,10 +50,9 @@ class View:
         cv2.resize(upright, (width, height), dst=shown[:height, :width], interpolation=cv2.INTER_LINEAR)
         return shown
 
-    def cut(self, raw: RawMaps) -> RawMaps:
+    def cut(self, raw: HeadMaps) -> HeadMaps:
         """Leave out the levels that don't count."""
-        counted = slice(self.first_level, self.last_level)
-        return RawMaps(raw.levels[counted], raw.strides[counted], raw.anchors_px[counted])
+        return raw.cut(slice(self.first_level, self.last_level))
 
     def to_input(self, rows: Tensor, input_width: int) -> Tensor:
         """Map rows of this view, (K, 5 + nc) with cx, cy, w, h in view px, to input px."""

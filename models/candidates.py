@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.augment import augmented_rows
-from models.decode import RawMaps
+from models.decode import HeadMaps
 from models.detector import Detector
 from utils.boxes import to_cxcywh
 from utils.labelled import LabelledBatch
@@ -90,7 +90,7 @@ class LossTally:
         return self._sum.tolist(), self._pictures
 
 
-def head_maps(raw: RawMaps) -> list[Tensor]:
+def head_maps(raw: HeadMaps) -> list[Tensor]:
     """Give raw maps in the head's own form: for each level (B, na (5 + nc), H, W)."""
     return [level.permute(0, 3, 4, 1, 2).flatten(1, 2) for level in raw.levels]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import Checkpoint
-from models.decode import RawMaps
+from models.decode import HeadMaps, RawMaps
 from models.features import Features, pooled_features
 from models.fuse import fold_batch_norms, pack_for_cpu
 from models.yolo import DetectionModel, parse_spec
@@ -160,7 +160,7 @@ class Detector:
         """What both sides of an input must be multiples of."""
         return input_stride(self.strides)
 
-    def maps(self, batch: Batch[Item]) -> Iterator[RawMaps]:
+    def maps(self, batch: Batch[Item]) -> Iterator[HeadMaps]:
         """Give the raw maps of a batch, in fp32, some pictures at a time and in their order.
 
         A pass always holds the same number of pictures, empty ones filling it up, so that a picture's figures don't
@@ -173,13 +173,17 @@ class Detector:
         for start in range(0, len(batch), chunk):
             canvases = batch.canvases[start : start + chunk]
             with device_errors(), torch.inference_mode():
-                levels, features = self._levels(self._images(canvases, chunk))
-                shaped = [self._shaped(level)[: len(canvases)] for level in levels]
-                own = None if features is None else features[: len(canvases)]
-                raw = RawMaps(shaped, self.strides, self.anchors_px, own)
-                if not all(bool(torch.isfinite(level[..., 4].sum())) for level in raw.levels):
+                maps, is_finite = self._look(self._images(canvases, chunk), len(canvases))
+                if not is_finite:
                     raise WeightsError(f"{self.name}: gives NaN or infinite values for {batch.items[start].path}")
-            yield raw
+            yield maps
+
+    def _look(self, images: Tensor, count: int) -> tuple[HeadMaps, bool]:
+        """Give what the network says of the first so many pictures, and whether it is made of numbers."""
+        levels, features = self._levels(images)
+        shaped = [self._shaped(level)[:count] for level in levels]
+        raw = RawMaps(shaped, self.strides, self.anchors_px, None if features is None else features[:count])
+        return raw, all(bool(torch.isfinite(level[..., 4].sum())) for level in raw.levels)
 
     def _levels(self, images: Tensor) -> tuple[list[Tensor], Optional[Features]]:
         if not self.gives_features:

@@ -282,7 +282,6 @@ WRONG: dict[str, tuple[Change, int, str]] = {
     "results over the input": (output(infer_result_file="/in/candidate-index.tsv"), 300001, "output.infer_result_file"),
     "monitor elsewhere": (output(monitor_file="/tmp/ymir-was-here"), 300001, "output.monitor_file"),
     "results above /out": (output(mining_result_file="/out/../x.tsv"), 300001, "output.mining_result_file"),
-    "backend of a later version": (config(backend="openvino"), 300001, "backend"),
     "config missing": (remove("config.yaml"), 300001, "config.yaml"),
     "config empty": (write("config.yaml", b""), 300001, "config.yaml"),
     "config garbled": (write("config.yaml", b"{"), 300001, "config.yaml"),
@@ -374,16 +373,6 @@ def assert_nothing_heavy_is_loaded(task: Path) -> None:
 def test_a_wrong_configuration_is_told_without_torch(task: Path) -> None:
     edit(task / "in/config.yaml", conf_thres="abc")
     assert_nothing_heavy_is_loaded(task)
-
-
-@pytest.mark.parametrize("flag", ["run_mining", "run_infer"])
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_a_backend_of_a_later_version_is_told_without_torch(backend: str, flag: str, task: Path) -> None:
-    edit(task / "in/env.yaml", **{"run_mining": False, "run_infer": False, flag: True})
-    edit(task / "in/config.yaml", backend=backend)
-    assert_nothing_heavy_is_loaded(task)
-    told = f"backend: {backend} is not in this version, use auto or torch (config.yaml)"
-    assert monitor(task)[4:] == ["300001", told]
 
 
 def test_keys_that_nobody_reads_are_told_in_one_short_line(task: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.errors import ImageError
-from utils.letterbox import LETTERBOXES, Letterbox
+from utils.letterbox import LETTERBOXES, Letterbox, letterbox_onto
 from utils.machine import usable_cpus
 from utils.pictures import EnoughFor, read_picture, read_picture_hw
 from utils.progress import Progress
@@ -68,6 +68,17 @@ class Placing:
     def __call__(self, item: Readable, image_hw: tuple[int, int]) -> Letterbox:
         """Give the letterbox of a picture of that size."""
         return LETTERBOXES[self.letterbox](image_hw, self.side, self.stride)
+
+
+@dataclass(frozen=True)
+class Onto:
+    """Where a picture goes whose model takes one shape alone."""
+
+    canvas_hw: tuple[int, int]
+
+    def __call__(self, item: Readable, image_hw: tuple[int, int]) -> Letterbox:
+        """Give the letterbox of a picture of that size."""
+        return letterbox_onto(self.canvas_hw, image_hw)
 
 
 def input_side(img_size: int, stride: int) -> int:

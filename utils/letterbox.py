@@ -86,8 +86,13 @@ def place_on(
 
 def letterbox_square(image_hw: tuple[int, int], side: int, stride: int) -> Letterbox:
     """Fit a picture onto the whole `side` x `side` square, enlarging small ones."""
-    scale, resized_hw = _fit(image_hw, (side, side))
-    return place_on((side, side), image_hw, resized_hw, scale)
+    return letterbox_onto((side, side), image_hw)
+
+
+def letterbox_onto(canvas_hw: tuple[int, int], image_hw: tuple[int, int]) -> Letterbox:
+    """Fit a picture onto a whole canvas of any shape, enlarging small ones."""
+    scale, resized_hw = _fit(image_hw, canvas_hw)
+    return place_on(canvas_hw, image_hw, resized_hw, scale)
 
 
 def letterbox_minimal(image_hw: tuple[int, int], side: int, stride: int) -> Letterbox:

@@ -10,6 +10,8 @@ from typing import Optional
 from utils.errors import ConfigError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+WEIGHTS_SUFFIXES = (".pt", ".onnx", ".torchscript")
+OPENVINO_SUFFIX = "_openvino_model"
 BACKENDS = ("auto", "torch", "onnxruntime", "openvino")
 LETTERBOX_NAMES = ("square", "minimal")
 DECODES = ("exact", "fast")
@@ -44,6 +46,12 @@ def check_pt(key: str, path: Path) -> None:
     """Raise ConfigError unless a weights file is a .pt by its name."""
     if path.suffix.lower() != ".pt":
         raise ConfigError(f"{key}: {path} is no .pt file, and only those can be used in this version")
+
+
+def check_weights(key: str, path: Path) -> None:
+    """Raise ConfigError unless the name is that of a form of weights that can be run."""
+    if path.suffix.lower() not in WEIGHTS_SUFFIXES and not path.name.endswith(OPENVINO_SUFFIX):
+        raise ConfigError(f"{key}: got {path}, need a .pt, .onnx or .torchscript file, or a folder *{OPENVINO_SUFFIX}")
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Optional
+from typing import Optional, Union
 
-from models.checkpoint import Checkpoint, read_checkpoint
-from utils.batches import BatchReader, Placing, input_side
+from formats.exported import Exported, Weights, choose_backend, open_weights, refuse_other_size
+from utils.batches import BatchReader, Onto, Placing, input_side
 from utils.class_names import name_differences
 from utils.errors import ImageError, WeightsError
 from utils.letterbox import input_stride
@@ -21,7 +21,7 @@ from ymir.weights import task_weights
 LOGGER = logging.getLogger("start")
 
 
-def read_weights(task: TaskConfig, *, same_classes: bool = True) -> Checkpoint:
+def read_weights(task: TaskConfig, *, same_classes: bool = True) -> Weights:
     """Read the weights that the task names. Raises WeightsError.
 
     same_classes: they must know as many classes as the task.
@@ -30,11 +30,11 @@ def read_weights(task: TaskConfig, *, same_classes: bool = True) -> Checkpoint:
     if path is None:
         named = ", ".join(task.params.model_params_path) or "nothing"
         raise WeightsError(
-            f"model_params_path: names {named[:200]}, need a weights file (.pt) that is there (config.yaml)"
+            f"model_params_path: names {named[:200]}, need a weights file (.pt, .onnx, or an OpenVINO folder) that is "
+            "there (config.yaml)"
         )
-    if path.suffix.lower() != ".pt":
-        raise WeightsError(f"{path}: only .pt weights can be used in this version")
-    checkpoint = read_checkpoint(path)
+    checkpoint = open_weights(path)
+    choose_backend(checkpoint, task.params.backend)
     names = task.params.class_names
     if len(names) != checkpoint.nc:
         if not same_classes:
@@ -44,16 +44,27 @@ def read_weights(task: TaskConfig, *, same_classes: bool = True) -> Checkpoint:
             f"{path}: has {checkpoint.nc} classes, the task has {len(names)}; give weights that were trained for the "
             "task's class_names (config.yaml)"
         )
+    if isinstance(checkpoint, Exported) and not checkpoint.are_names_told:
+        return checkpoint
     differences = name_differences(checkpoint.names, names, "task", "written")
     if differences:
         LOGGER.warning("%s", one_line(differences))
     return checkpoint
 
 
-def placing_of(loader: LoaderSettings, checkpoint: Optional[Checkpoint]) -> Placing:
-    """Give how pictures are placed on a model's input; without a model any size will do."""
-    stride = input_stride(checkpoint.strides) if checkpoint else 1
-    return Placing(loader.letterbox, input_side(loader.img_size, stride), stride)
+def side_of(loader: LoaderSettings, weights: Optional[Weights]) -> int:
+    """Give the longer side of a model's input; without a model any size will do."""
+    return input_side(loader.img_size, input_stride(weights.strides) if weights else 1)
+
+
+def placing_of(loader: LoaderSettings, weights: Optional[Weights]) -> Union[Placing, Onto]:
+    """Give how pictures are placed on a model's input. Raises ConfigError for a size that a file wasn't made for."""
+    side = side_of(loader, weights)
+    if isinstance(weights, Exported) and weights.fixed_hw is not None:
+        if side != max(weights.fixed_hw):
+            refuse_other_size(weights, (side, side))
+        return Onto(weights.fixed_hw)
+    return Placing(loader.letterbox, side, input_stride(weights.strides) if weights else 1)
 
 
 def tell_of_pictures(reader: BatchReader[Candidate]) -> None:

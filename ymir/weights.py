@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Optional
 
 from utils.errors import ConfigError
+from utils.settings import OPENVINO_SUFFIX
 from ymir.config import TaskConfig
 from ymir.params import brief
 
-OPENVINO_SUFFIX = "_openvino_model"
 NOT_WEIGHTS = 9
 
 

@@ -24,7 +24,7 @@ from mining.mining_aldd import (
 )
 from mining.runner import looks
 from models.checkpoint import read_checkpoint
-from models.decode import RawMaps
+from models.decode import HeadMaps, RawMaps
 from models.detector import make_detector
 from tests.mining.looking import refuse, scores_of
 from utils.batches import BatchReader, Placing
@@ -49,7 +49,7 @@ def entropy(p: Any) -> Any:
     return -torch.xlogy(p, p) - torch.special.xlog1py(1 - p, -p)
 
 
-def literal(raw: RawMaps, input_hw: tuple[int, int]) -> Any:
+def literal(raw: HeadMaps, input_hw: tuple[int, int]) -> Any:
     """SPEC section 6 word by word in fp64: (nc,) figures."""
     total: Any = 0
     for level in raw.levels:
@@ -156,7 +156,7 @@ def test_the_batch_does_not_matter(coco_images: list[Path], yolov5n_pt: Path) ->
         assert together[name].score == pytest.approx(scored.score, rel=2e-4)
 
 
-def check_bounds(raw: RawMaps, input_hw: tuple[int, int], classes: int) -> None:
+def check_bounds(raw: HeadMaps, input_hw: tuple[int, int], classes: int) -> None:
     """Hold what each map gives to each block against its bound, and the pruned score against the whole one."""
     sums = UnitSums(raw, input_hw, np.arange(classes))
     least, largest, spread = sums.extremes()
@@ -204,7 +204,7 @@ def test_groups_of_classes_are_one_score(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found == pytest.approx(figures.sum() - figures[1] + 2 * figures[2], rel=2e-4)
 
 
-def real_maps(picture: Path, weights: Path, side: int) -> RawMaps:
+def real_maps(picture: Path, weights: Path, side: int) -> HeadMaps:
     """What yolov5n sees in a picture."""
     detector = make_detector(read_checkpoint(weights), EngineSettings(precision="fp32", backend="torch"), 1, 1)
     loader = LoaderSettings(side, "square", 1, 0)

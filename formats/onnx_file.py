@@ -1,0 +1,127 @@
+"""A network -> ONNX: the opset that was asked for, YOLOv5's names and metadata, checked before it is kept."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import ConfigError, ExecutorError
+
+if TYPE_CHECKING:
+    import onnx
+
+LOGGER = logging.getLogger("export")
+
+INPUT = "images"
+SLIM_FAILS = (ImportError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+BATCH, HEIGHT, WIDTH, ROWS = "batch", "height", "width", "anchors"
+# By name: which axes of an input or output are free in a dynamic file.
+ANY_SIZE: Mapping[str, Mapping[int, str]] = MappingProxyType({INPUT: {0: BATCH, 2: HEIGHT, 3: WIDTH}})
+
+
+def make_onnx(
+    network: nn.Module,
+    images: Tensor,
+    opset: int,
+    outputs: Sequence[str] = ("output0",),
+    *,
+    dynamic: bool = False,
+    training: bool = False,
+) -> onnx.ModelProto:
+    """Trace a network. images: (B, 3, H, W), of the shape that a fixed file has.
+
+    Raises ConfigError where this torch can't write the opset.
+    """
+    import onnx
+
+    axes: dict[str, dict[int, str]] = {}
+    if dynamic:
+        axes = {INPUT: dict(ANY_SIZE[INPUT])}
+        for name in outputs:
+            axes[name] = {0: BATCH, 1: ROWS} if len(outputs) == 1 else {0: BATCH, 2: HEIGHT, 3: WIDTH}
+    options: dict[str, Any] = {"dynamo": False} if _knows_dynamo() else {}
+    mode = torch.onnx.TrainingMode.TRAINING if training else torch.onnx.TrainingMode.EVAL
+    file: Any = io.BytesIO()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of a tracer that sees Python numbers: they are meant to be constants
+            network(images)  # twice, as a first pass may still prepare something
+            torch.onnx.export(
+                network,
+                (images,),
+                file,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=list(outputs),
+                dynamic_axes=axes or None,
+                training=mode,
+                do_constant_folding=not training,
+                **options,
+            )
+    except (ValueError, RuntimeError, torch.onnx.errors.OnnxExporterError) as cause:
+        first = str(cause).strip().partition("\n")[0][:200]
+        raise ConfigError(
+            f"opset {opset}: this torch ({torch.__version__}) can't write the network in it: {first}"
+        ) from cause
+    model = onnx.load_model_from_string(file.getvalue())
+    written = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
+    if written != opset:
+        raise ExecutorError(f"opset {opset} was asked for, {written} was written")
+    return model
+
+
+def _knows_dynamo() -> bool:
+    import inspect
+
+    return "dynamo" in inspect.signature(torch.onnx.export).parameters
+
+
+def set_metadata(model: onnx.ModelProto, names: Sequence[str], strides: Sequence[int], anchors: int) -> None:
+    """Write what readers look for: YOLOv5's stride and names (Python's text of a dict), and our own levels."""
+    values = {
+        "stride": str(max(strides)),
+        "names": str(dict(enumerate(names))),
+        "strides": json.dumps(list(strides)),
+        "anchors_per_cell": str(anchors),
+    }
+    for key, value in values.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+
+
+def slimmed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Make a graph smaller; as it is where onnxslim is not there or fails, with a line in the log."""
+    try:
+        import onnxslim
+
+        before = len(model.graph.node)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            slim: onnx.ModelProto = onnxslim.slim(model)
+    except SLIM_FAILS as cause:  # a library's failure costs nothing here
+        LOGGER.warning("not simplified: %s", str(cause).partition("\n")[0][:200] or type(cause).__name__)
+        return model
+    LOGGER.info("simplified: %d nodes, of %d", len(slim.graph.node), before)
+    return slim
+
+
+def checked_bytes(model: onnx.ModelProto) -> bytes:
+    """Check a model by onnx's own rules, and give its bytes. Raises ExecutorError."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as cause:
+        raise ExecutorError(
+            f"the ONNX graph that was made is wrong: {str(cause).partition(chr(10))[0][:200]}"
+        ) from cause
+    content: bytes = model.SerializeToString()
+    return content
