@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("export")
 
 INPUT = "images"
+ATTENTION_OPSET = 14
 SLIM_FAILS = (ImportError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 BATCH, HEIGHT, WIDTH, ROWS = "batch", "height", "width", "anchors"
 # By name: which axes of an input or output are free in a dynamic file.
@@ -42,6 +43,9 @@ def make_onnx(
     """
     import onnx
 
+    if opset < ATTENTION_OPSET and any(isinstance(one, nn.MultiheadAttention) for one in network.modules()):
+        # Told beforehand: where torch fails, it prints the whole graph.
+        raise ConfigError(f"opset {opset}: has no attention, which this network needs; use {ATTENTION_OPSET} or later")
     axes: dict[str, dict[int, str]] = {}
     if dynamic:
         axes = {INPUT: dict(ANY_SIZE[INPUT])}

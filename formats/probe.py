@@ -48,7 +48,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     except ConfigError as error:
         return {"missing": str(error)}
     except ExecutorError as error:
-        return {"error": str(error)}
+        return {"error": str(error) if str(path) in str(error) else f"{path}: {error}"}
     except (RuntimeError, MemoryError, ValueError, TypeError) as error:
         lines = str(error).strip().splitlines()
         return {"error": f"{path}: {(lines[-1] if lines else type(error).__name__)[:200]}"}

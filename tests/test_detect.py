@@ -589,7 +589,7 @@ def test_unreadable_files_are_named_and_the_others_read(
         (["--vid-stride", "0"], "--vid-stride: got 0, need at least 1"),
         (["--line-thickness", "0"], "--line-thickness: got 0, need at least 1"),
         (["--weights", "a.pt", "b.pt"], "--weights: got 2 files, need one; ensembles are not supported"),
-        (["--weights", "a.onnx"], "--weights: a.onnx is no .pt file"),
+        (["--weights", "a.h5"], "--weights: got a.h5, need a .pt, .onnx or .torchscript file"),
         (["--weights", "/none.pt", "--source", __file__], "/none.pt: No such file or directory"),
         (["--device", "gpu"], "--device: got 'gpu', need cpu, or GPU indices such as 0 or 0,1"),
         (["--device", "0" * 60 + "x"], "--device: got "),

@@ -499,7 +499,8 @@ class Wrong:
 WRONG = [
     Wrong("--data HERE/none.yaml --weights PT", "none.yaml"),
     Wrong("--data DATA --weights HERE/none.pt", "none.pt"),
-    Wrong("--data DATA --weights HERE/net.onnx", "no .pt file"),
+    Wrong("--data DATA --weights HERE/net.onnx", "net.onnx: is no ONNX file"),
+    Wrong("--data DATA --weights HERE/net.h5", "need a .pt, .onnx"),
     Wrong("--data DATA --weights HERE/text.pt", "text.pt"),
     Wrong("--data DATA --weights PT PT", "ensembles are not supported"),
     Wrong("--data DATA --weights PT --task test", "test: missing"),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import zipfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from formats.agreement import Images, sample_images
 from formats.options import ExportOptions
 from formats.writers import WRITERS, Handed, handed, write_onnx, write_openvino, write_torchscript
 from models.checkpoint import Checkpoint, read_checkpoint
+from models.checkpoint_writer import SavedTraining, write_checkpoint, yaml_of
 from models.detector import build_model
 from models.yolo import make_model, read_spec
 from utils.errors import ConfigError, ExecutorError
@@ -106,7 +105,12 @@ def test_an_end_to_end_file_gives_inferences_boxes(checkpoint: Checkpoint, image
         ours = ready(checkpoint, images, topk_all=50, **options)
         _, path = write_onnx(ours, tmp_path / "best")
         assert path.name == "best-nms.onnx"
-        assert [one.name for one in onnx.load(path).graph.output] == ["num_dets", "det_boxes", "det_scores", "det_classes"]
+        assert [one.name for one in onnx.load(path).graph.output] == [
+            "num_dets",
+            "det_boxes",
+            "det_scores",
+            "det_classes",
+        ]
         counts, boxes, scores, class_ids = run(path, images)
         rows = torch.from_numpy(ours.rows(images))
         nms = NmsSettings(0.25, 0.45, max_det=50, agnostic=agnostic)
@@ -157,12 +161,8 @@ class _Holding(torch.nn.Module):
 
 def test_raw_maps_for_training_elsewhere(checkpoint: Checkpoint, images: Images, tmp_path: Path) -> None:
     (path,) = write_onnx(ready(checkpoint, images, train=True, opset=13), tmp_path / "best")
-    found = run(path, images[:1])
-    with torch.inference_mode():
-        expected = build_model(checkpoint)(torch.from_numpy(images[:1]))
-    assert [one.shape for one in found] == [(1, 3, 24, 32, 85), (1, 3, 12, 16, 85), (1, 3, 6, 8, 85)]
+    assert [one.shape for one in run(path, images[:1])] == [(1, 3, 24, 32, 85), (1, 3, 12, 16, 85), (1, 3, 6, 8, 85)]
     assert "BatchNormalization" in {node.op_type for node in onnx.load(path).graph.node}
-    del expected
 
 
 # ---- the others ------------------------------------------------------------------------------------------------------
@@ -191,11 +191,18 @@ def test_an_openvino_folder(checkpoint: Checkpoint, images: Images, tmp_path: Pa
     assert (folder / "best.xml").stat().st_mtime_ns > before and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("name", ["yolov5s-LeakyReLU", "yolov5n6", "yolov5s-ghost", "yolov5s-transformer"])
-def test_other_networks_and_activations(name: str, images: Images, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "opset"), [("yolov5s-LeakyReLU", 10), ("yolov5n6", 11), ("yolov5s-ghost", 11), ("yolov5s-transformer", 14)]
+)
+def test_other_networks(name: str, opset: int, tmp_path: Path) -> None:
     """Random weights of other heads, layers and activations."""
-    spec = read_spec(ROOT / f"models/{name}.yaml", 3)
-    assert_network_is_handed_over(spec, tmp_path)
+    assert_network_is_handed_over(read_spec(ROOT / f"models/{name}.yaml", 3), tmp_path, opset)
+
+
+def test_a_network_that_an_opset_has_no_operators_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="opset 11: has no attention, which this network needs; use 14 or later"):
+        assert_network_is_handed_over(read_spec(ROOT / "models/yolov5s-transformer.yaml", 3), tmp_path)
+    assert capfd.readouterr() == ("", "")  # and no page of graph
 
 
 @pytest.mark.parametrize("activation", ["ReLU", "Hardswish", "LeakyReLU"])
@@ -203,17 +210,42 @@ def test_activations_that_chips_want(activation: str, tmp_path: Path) -> None:
     assert_network_is_handed_over(read_spec(ROOT / "models/yolov5n.yaml", 3, activation), tmp_path)
 
 
-def assert_network_is_handed_over(spec: Any, folder: Path) -> None:
-    from models.checkpoint_writer import write_checkpoint
-
+def assert_network_is_handed_over(spec: Any, folder: Path, opset: int = 11) -> None:
     torch.manual_seed(0)
-    write_random(spec, folder / "net.pt", write_checkpoint)
-    made = read_checkpoint(folder / "net.pt")
-    options = ExportOptions(input_hw=(128, 128), opset=11, dynamic=True)
-    ours = handed(made, sample_images([], (128, 128), 2), options)
+    narrow = replace(spec, width_multiple=min(spec.width_multiple, 0.125), depth_multiple=0.33)
+    model = make_model(narrow).eval()
+    names = tuple(f"class {number}" for number in range(spec.classes))
+    saved = SavedTraining(model, None, names, yaml_of(narrow), -1, None, None, None, "2026-11-25T01:02:03", {})
+    write_checkpoint(folder / "net.pt", saved)
+    options = ExportOptions(input_hw=(128, 128), opset=opset, dynamic=True)
+    ours = handed(read_checkpoint(folder / "net.pt"), sample_images([], (128, 128), 2), options)
     for write in (write_onnx, write_torchscript):
         write(ours, folder / "net")  # compares with torch itself
 
 
-def write_random(spec: Any, path: Path, write: Any) -> None:
-    raise NotImplementedError
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_differs_is_not_kept(checkpoint: Checkpoint, images: Images, tmp_path: Path) -> None:
+    ours = ready(checkpoint, images, opset=13)
+    write_onnx(ours, tmp_path / "best")
+
+    class Off(Handed):
+        def rows(self, images: Images) -> Images:
+            rows = super().rows(images)
+            rows[..., 4] += 0.01
+            return rows
+
+    kept = (tmp_path / "best.onnx").read_bytes()
+    for write in WRITERS.values():
+        with pytest.raises(ExecutorError, match="differs too much"):
+            write(Off(**vars(ours)), tmp_path / "best")
+    assert (tmp_path / "best.onnx").read_bytes() == kept
+    assert [path.name for path in tmp_path.iterdir()] == ["best.onnx"]
+
+
+def test_an_opset_that_torch_cannot_write(checkpoint: Checkpoint, images: Images, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--opset: got 21, need 9 to 20"):
+        ExportOptions(opset=21)
+    with pytest.raises(ConfigError, match="onnx"):
+        ExportOptions(include=("onnx", "nothing"))
