@@ -124,12 +124,16 @@ def test_the_tree_and_the_stages(task: Path) -> None:
     content = result(task)
     assert_stages_whole(task, content)
     assert set(content["model_stages"]) == {"epoch_1", "epoch_2", "yolov5_best"}
-    assert set(content["model_stages"]["yolov5_best"]["files"]) == {"best.pt", "last.pt", "mining_stats.safetensors"}
-    assert set(content["model_stages"]["epoch_2"]["files"]) == {"epoch2.pt", "mining_stats.safetensors"}
+    assert set(content["model_stages"]["yolov5_best"]["files"]) == {
+        "best.pt", "best.onnx", "last.pt", "mining_stats.safetensors",
+    }  # fmt: skip
+    assert set(content["model_stages"]["epoch_2"]["files"]) == {
+        "epoch2.pt", "epoch2.onnx", "mining_stats.safetensors",
+    }  # fmt: skip
     models = {str(path.relative_to(task / "out/models")) for path in (task / "out/models").rglob("*")}
     assert models == {
-        "best.pt", "last.pt", "result.yaml", "mining_stats.safetensors", "epoch_1", "epoch_1/epoch1.pt", "epoch_2",
-        "epoch_2/epoch2.pt",
+        "best.pt", "best.onnx", "last.pt", "result.yaml", "mining_stats.safetensors", "epoch_1", "epoch_1/epoch1.pt",
+        "epoch_1/epoch1.onnx", "epoch_2", "epoch_2/epoch2.pt", "epoch_2/epoch2.onnx",
     }  # fmt: skip
     assert (task / "out/tensorboard").is_symlink() and (shown / "executor.log").is_symlink()
     left = {path.name for path in shown.iterdir()}
@@ -156,7 +160,7 @@ def test_only_the_best_stage_with_an_old_protocol(task: Path) -> None:
     assert run(task) == 0
     told = result(task)
     assert sorted(told) == ["map", "model"] and 0 < told["map"] <= 1
-    assert told["model"] == ["best.pt", "mining_stats.safetensors"]
+    assert told["model"] == ["best.pt", "mining_stats.safetensors", "best.onnx"]
     assert {path.name for path in (task / "out").iterdir()} == TREE
 
 

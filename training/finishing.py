@@ -9,6 +9,7 @@ from typing import Optional
 
 from models.checkpoint import read_checkpoint
 from models.detector import build_model
+from training.handing_over import hand_over
 from training.job import BEST, PICTURES
 from training.run import Run
 from training.saver import tolerating
@@ -42,7 +43,10 @@ def finish(run: Run, progress: Progress) -> Optional[Validated]:
     if run.job.on_file is not None and best.is_file():
         metrics = None if validated is None else validated.evaluation.metrics
         with tolerating(run.job.folders.weights):
-            run.job.on_file(write_mining_stats(run, metrics, progress.part(0.5, 1)))
+            run.job.on_file(write_mining_stats(run, metrics, progress.part(0.5, 0.8)))
+        if run.job.onnx_opset is not None:
+            with tolerating(run.job.folders.weights):
+                hand_over(run, run.job.onnx_opset, run.job.on_file)
     if run.log is not None:
         with tolerating(logs):
             if run.job.draws:

@@ -42,9 +42,10 @@ class TrainJob:
 
     open_data: gives the data set; called in each process. task: what a run to resume must be of. about: kept in
     last.pt for who resumes it. on_begin: called on rank 0 where training starts anew. on_checkpoint: told there when
-    an epoch's files are whole. on_file: told at the end of a further file in the weights' folder, for mining (None:
-    none is made). epoch_file: name of an epoch's own file below that folder. caches: labels are kept in the root; False
-    on a rank that doesn't know yet where that is.
+    an epoch's files are whole. on_file: told at the end of each further file in the weights' folder, by its path there
+    (None: none is made). onnx_opset: of ONNX files beside the weights (None: there are none). epoch_file: name of an
+    epoch's own file below that folder. caches: labels are kept in the root; False on a rank that doesn't know yet where
+    that is.
     """
 
     config: TrainConfig
@@ -56,6 +57,7 @@ class TrainJob:
     on_begin: Optional[Callable[[], None]] = None
     on_checkpoint: Optional[OnCheckpoint] = None
     on_file: Optional[Callable[[str], None]] = None
+    onnx_opset: Optional[int] = None
     epoch_file: str = "epoch{epoch}.pt"
     keeps_pictures: bool = False  # on disk, for the next training of the same ones
     caches: bool = True

@@ -21,6 +21,7 @@ from ymir.ymir_yolov5 import convert_ymir_to_yolov5, merged_config
 LOGGER = logging.getLogger("train")
 
 EPOCH_STAGE = "epoch_{epoch}"
+BEST_ONNX = "best.onnx"
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,21 @@ class StageWriter:
     def clear(self) -> None:
         """Take away what an earlier run left, so that nobody takes it for this one's."""
         self.result_file.unlink(missing_ok=True)
-        for name in (BEST, LAST, FILE_NAME):
+        for name in (BEST, LAST, FILE_NAME, BEST_ONNX):
             (self.models_dir / name).unlink(missing_ok=True)
         self._remove_others(set())
 
-    def add_file(self, name: str) -> None:
-        """List one more file of the models' folder with every stage, now that it is whole."""
+    def add_file(self, path: str) -> None:
+        """List one more file, now that it is whole: a stage's own with it, one of all stages with every one.
+
+        path: in the models' folder.
+        """
+        folder, _, name = path.rpartition("/")
+        owner = BEST_STAGE if name == BEST_ONNX else folder
         stages = [
-            stage if name in stage.files else replace(stage, files=(*stage.files, name))
+            stage
+            if name in stage.files or owner not in ("", stage.name)
+            else replace(stage, files=(*stage.files, name))
             for stage in read_stages(self.result_file)
         ]
         write_stages(self.result_file, self.models_dir, stages, old_protocol=self.is_old_protocol)
@@ -123,6 +131,7 @@ def make_job(task: TaskConfig, told: TrainTask) -> TrainJob:
         on_begin=writer.clear,
         on_checkpoint=writer,
         on_file=writer.add_file,
+        onnx_opset=told.opset,
         epoch_file=f"{EPOCH_STAGE}/epoch{{epoch}}.pt",
         resume_from=told.resume_from,
     )

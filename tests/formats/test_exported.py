@@ -49,7 +49,7 @@ def files(checkpoint: Checkpoint, coco_images: list[Path], tmp_path_factory: pyt
     return folder
 
 
-def batch_of(paths: list[Path], canvas_hw: tuple[int, int] = HW) -> Batch[Any]:
+def batch_of(paths: list[Any], canvas_hw: tuple[int, int] = HW) -> Batch[Any]:
     canvases, letterboxes = [], []
     for path in paths:
         rgb = read_picture(path, PictureSettings()).rgb
@@ -58,7 +58,7 @@ def batch_of(paths: list[Path], canvas_hw: tuple[int, int] = HW) -> Batch[Any]:
         letterbox.draw(rgb, canvas)
         canvases.append(canvas)
         letterboxes.append(letterbox)
-    return Batch(paths, canvases, letterboxes)  # type: ignore[arg-type]
+    return Batch(paths, canvases, letterboxes)
 
 
 FORMS = ["any.onnx", "fixed.onnx", "any_openvino_model", "fixed_openvino_model", "fixed.torchscript"]
@@ -305,7 +305,7 @@ def test_a_strange_torchscript(tmp_path: Path) -> None:
     path.write_bytes(b"no zip")
     with pytest.raises(WeightsError, match="is no TorchScript file of YOLOv5's"):
         open_weights(path, may_run_programs=True)
-    script = torch.jit.script(torch.nn.Identity())  # type: ignore[no-untyped-call]
+    script: Any = torch.jit.script(torch.nn.Identity())
     script.save(str(path))
     with pytest.raises(WeightsError, match="is no TorchScript file of YOLOv5's"):
         open_weights(path, may_run_programs=True)
