@@ -13,7 +13,7 @@ from training.job import BEST, LAST, Checkpointed, Hooks, TrainJob
 from utils.stats import FILE_NAME
 from utils.train_settings import TrainFolders
 from ymir.config import TaskConfig
-from ymir.results import BEST_STAGE, ModelStage, matching_files, read_stages, write_stages
+from ymir.results import BEST_STAGE, OLD_STAGE, ModelStage, matching_files, read_stages, write_stages
 from ymir.train_config import TrainTask, train_config
 from ymir.training_data import ymir_training_data
 from ymir.ymir_yolov5 import convert_ymir_to_yolov5, merged_config
@@ -61,11 +61,11 @@ class StageWriter:
         path: in the models' folder.
         """
         folder, _, name = path.rpartition("/")
-        owner = BEST_STAGE if name == BEST_ONNX else folder
+        owners = (BEST_STAGE, OLD_STAGE) if name == BEST_ONNX else (folder,) if folder else ()
         stages = [
-            stage
-            if name in stage.files or owner not in ("", stage.name)
-            else replace(stage, files=(*stage.files, name))
+            replace(stage, files=(*stage.files, name))
+            if name not in stage.files and (not owners or stage.name in owners)
+            else stage
             for stage in read_stages(self.result_file)
         ]
         write_stages(self.result_file, self.models_dir, stages, old_protocol=self.is_old_protocol)

@@ -172,7 +172,6 @@ class MiningConfig:
         check_choice("cald_mode", self.cald_mode, CALD_MODES)
         check_choice("cald_empty", self.cald_empty, CALD_EMPTIES)
         check_choice("precision", self.engine.precision, PRECISIONS[1:])
-        check_choice("backend", self.engine.backend, BACKENDS[1:])
         check_at_least("budget", self.budget, 0)
         check_at_least("diversity", self.diversity, 0)
         check_at_least("class_balance", self.class_balance, 0)

@@ -241,10 +241,9 @@ def infer_config(task: TaskConfig) -> InferConfig:
 
 
 def mining_config(task: TaskConfig) -> MiningConfig:
-    """Give mining what it reads of the task. Here "auto" is fp32 on torch: others change the order (SPEC section 3)."""
+    """Give mining what it reads of the task. Its precision "auto" is fp32: others change the order (SPEC section 3)."""
     params = task.params
     precision = "fp32" if params.precision == "auto" else params.precision
-    backend = "torch" if params.backend == "auto" else params.backend
     return MiningConfig(
         class_names=params.class_names,
         algorithm=params.mining_algorithm,
@@ -262,7 +261,7 @@ def mining_config(task: TaskConfig) -> MiningConfig:
         explore=params.explore,
         report=params.mining_report,
         loader=_loader(params, params.letterbox or "square"),
-        engine=_engine(params, precision, backend),
+        engine=_engine(params, precision, params.backend),
         nms=_nms(params),
     )
 

@@ -29,6 +29,7 @@ from utils.safe_yaml import read_yaml
 LOGGER = logging.getLogger(__name__)
 
 BEST_STAGE = "yolov5_best"
+OLD_STAGE = "model"  # stands for the only one of an old protocol
 MOST_STAGES = 11  # what the platform keeps of a model
 EVALUATE_CONFIG = {"iou_thr": 0.5, "conf_thr": 0.005}  # what the platform displays beside the mAP
 DIGEST_BYTES = 16
@@ -320,7 +321,7 @@ def read_stages(path: Path) -> tuple[ModelStage, ...]:
     try:
         content = read_yaml(path, ExecutorError)
         if "model" in content:
-            return (ModelStage("model", tuple(content["model"]), float(content["map"]), 0),)
+            return (ModelStage(OLD_STAGE, tuple(content["model"]), float(content["map"]), 0),)
         entries = content["model_stages"].values()
         return tuple(
             ModelStage(str(entry["stage_name"]), tuple(entry["files"]), float(entry["mAP"]), int(entry["timestamp"]))

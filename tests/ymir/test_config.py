@@ -418,7 +418,7 @@ def test_auto_is_settled_in_mining_and_left_open_in_inference(write_task: Write)
     assert infer_config(task).engine.precision == "auto"
     assert infer_config(task).engine.backend == "auto"
     assert mining_config(task).engine.precision == "fp32"
-    assert mining_config(task).engine.backend == "torch"
+    assert mining_config(task).engine.backend == "auto"
     task = read(write_task(config={"precision": "bf16", "backend": "onnxruntime"}))
     assert mining_config(task).engine.precision == "bf16"
     assert mining_config(task).engine.backend == "onnxruntime"
