@@ -42,9 +42,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "aldd": {"mining_algorithm": "aldd"},
         "cald": {"mining_algorithm": "cald"},
         "cald ymir": {"mining_algorithm": "cald", "cald_mode": "ymir"},
-        "aldd + diversity, balance": {"mining_algorithm": "aldd", "diversity": 1, "class_balance": 1, "dedup": True},
-        "random + balance": {"mining_algorithm": "random", "class_balance": 2, "dedup": True},
         "oracle": {},  # knows the labels: those with the rarest classes first
+        "aldd + diversity, balance": {"mining_algorithm": "aldd", "diversity": 1, "class_balance": 1, "dedup": True},
     }
 )
 HYP = MappingProxyType({"lr0": 0.003, "lrf": 0.05, "mosaic": 0.0, "scale": 0.3, "flipud": 0.5, "warmup_epochs": 0.0})

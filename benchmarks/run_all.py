@@ -11,7 +11,7 @@ import sys
 from benchmarks.peer import PEER
 from benchmarks.rounds import ROOT
 
-BENCHMARKS = ("forward", "inference", "startup", "pictures", "memory", "mining", "mining_aldd", "ordering")
+BENCHMARKS = ("forward", "engines", "inference", "startup", "pictures", "memory", "mining", "mining_aldd", "ordering")
 WITH_PEER = ("against_peer", "loader", "training")
 
 

@@ -176,10 +176,6 @@ def foreign(model: Any) -> None:
     model.graph.node.append(helper.make_node("Evil", ["images"], ["x"], domain="com.evil"))
 
 
-def foreign_import(model: Any) -> None:
-    model.opset_import.append(helper.make_opsetid("com.evil", 1))
-
-
 def with_function(model: Any) -> None:
     nodes = [helper.make_node("Identity", ["a"], ["b"])]
     model.functions.append(helper.make_function("own", "F", ["a"], ["b"], nodes, [helper.make_opsetid("", 13)]))
@@ -230,7 +226,6 @@ REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
     "weights in another file": (outside, "keeps weights in another file"),
     "weights in another file, of a branch": (outside_in_a_branch, "keeps weights in another file"),
     "a foreign operator": (foreign, "operator com.evil.Evil is not of ONNX's own domain"),
-    "a foreign domain": (foreign_import, "imports the operators of 'com.evil'"),
     "functions": (with_function, "defines functions of its own"),
     "graphs in graphs": (deep, "deep"),
     "two inputs": (two_inputs, "has 2 inputs"),
