@@ -5,7 +5,7 @@ PY := .venv/bin/python
 THREADS := $(shell nproc 2>/dev/null || echo 1)
 # One team of threads, which sleeps when it has nothing to do.
 THREADED := OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=PASSIVE
-SOURCE := $(wildcard *.py) utils models mining training ymir benchmarks tests
+SOURCE := $(wildcard *.py) utils models formats mining training ymir benchmarks tests
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-all lint interop bench clean
@@ -19,8 +19,8 @@ env: ## make .venv (once; PYTHON=python3.11 picks the interpreter)
 demo: env ## draw pictures, train, mine, detect, show it on a page (WEIGHTS=model.pt IMAGES=folder: without training)
 	@$(PY) demo.py $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)
 
-test: env ## the tests, without the slow ones (ARGS=... for pytest)
-	@$(THREADED) $(PY) -m pytest -m 'not slow' $(ARGS)
+test: env ## the tests, without the slow ones (ARGS=... for pytest); a process on each core
+	@$(THREADED) $(PY) -m pytest -m 'not slow' -n $(THREADS) --dist loadfile $(ARGS)
 
 test-all: env ## all tests
 	@$(THREADED) $(PY) -m pytest $(ARGS)

@@ -10,6 +10,12 @@ from typing import Any, Callable
 # Before torch loads anywhere in this process: one team of threads, which sleeps when it has nothing to do.
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Of several test processes each has a core of its own, and so has what it starts: never more threads than cores.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if WORKER and hasattr(os, "sched_setaffinity"):
+    there = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {there[int(WORKER[len("gw") :]) % len(there)]})
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 
