@@ -51,21 +51,30 @@ class Curves:
     seeds: int
     others: tuple[Result, ...]  # everything labelled; the start set trained again
 
-    def columns(self, method: str) -> dict[str, list[float]]:
-        """Give each figure of a method, seed by seed: the last round's, and means over what all have paid for."""
-        finals = {
+    def finals(self, method: str) -> dict[str, list[float]]:
+        """Give each figure of a method's last round, seed by seed."""
+        return {
             name: [figure(self.of[seed, method][-1]) for seed in range(self.seeds)] for name, figure in FINALS.items()
         }
-        means = {f"mean mAP50 over {name}": self._means(method, cost) for name, cost in COSTS.items()}
-        return {**finals, **means}
 
-    def _means(self, method: str, cost: Figure) -> list[float]:
-        found = []
-        for seed in range(self.seeds):
-            most = min(cost(curve[-1]) for (other, _), curve in self.of.items() if other == seed)
-            curve = self.of[seed, method]
-            found.append(mean_height([cost(one) for one in curve], [one.map50 for one in curve], most))
+    def differences(self, method: str, other: str) -> dict[str, list[float]]:
+        """Give how much better a method is than another, seed by seed.
+
+        At the end; and on average over the labelling that both have paid for, counted in pictures and in boxes.
+        """
+        ours, theirs = self.finals(method), self.finals(other)
+        found = {name: [a - b for a, b in zip(ours[name], theirs[name])] for name in ours}
+        for name, cost in COSTS.items():
+            found[f"mean mAP50 over {name}"] = [
+                self._mean(seed, method, other, cost) - self._mean(seed, other, method, cost)
+                for seed in range(self.seeds)
+            ]
         return found
+
+    def _mean(self, seed: int, method: str, other: str, cost: Figure) -> float:
+        curve = self.of[seed, method]
+        most = min(cost(curve[-1]), cost(self.of[seed, other][-1]))
+        return mean_height([cost(one) for one in curve], [one.map50 for one in curve], most)
 
 
 def curves_of(results: Sequence[Result], methods: Sequence[str], seeds: int) -> Curves:
@@ -118,26 +127,26 @@ def _head(names: Sequence[str]) -> list[str]:
 
 
 def _means_table(curves: Curves) -> list[str]:
-    lines = _head(["method", "boxes", *curves.columns(curves.methods[0])])
+    lines = _head(["method", "boxes", *FINALS])
     for method in curves.methods:
         boxes = np.mean([curves.of[seed, method][-1].boxes for seed in range(curves.seeds)])
-        means = (f"{np.mean(column):.3f}" for column in curves.columns(method).values())
+        means = (f"{np.mean(column):.3f}" for column in curves.finals(method).values())
         lines.append(_row([method, f"{boxes:.0f}", *means]))
     everything = [one for one in curves.others if one.method == ALL]
     if everything:
         means = (f"{np.mean([figure(one) for one in everything]):.3f}" for figure in FINALS.values())
         name = f"all {len(everything[0].labelled)}"
-        lines.append(_row([name, str(everything[0].boxes), *means, *["-"] * len(COSTS)]))
+        lines.append(_row([name, str(everything[0].boxes), *means]))
     return lines
 
 
 def _differences_table(curves: Curves) -> list[str]:
-    first = curves.columns(curves.methods[0])
-    lines = _head(["method", *first])
+    first = curves.methods[0]
+    lines = _head(["method", *curves.differences(first, first)])
     for method in curves.methods[1:]:
         cells = []
-        for name, column in curves.columns(method).items():
-            mean, low, high = interval([a - b for a, b in zip(column, first[name])])
+        for differences in curves.differences(method, first).values():
+            mean, low, high = interval(differences)
             told = "" if low > 0 or high < 0 else ", not distinguishable"
             cells.append(f"{mean:+.3f} ({low:+.3f} to {high:+.3f}{told})")
         lines.append(_row([method, *cells]))
