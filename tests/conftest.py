@@ -11,10 +11,9 @@ from typing import Any, Callable
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Of several test processes each has a core of its own, and so has what it starts: never more threads than cores.
-WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
-if WORKER and hasattr(os, "sched_setaffinity"):
-    there = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {there[int(WORKER[len("gw") :]) % len(there)]})
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    CORES = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {CORES[int(os.environ["PYTEST_XDIST_WORKER"][len("gw") :]) % len(CORES)]})
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
