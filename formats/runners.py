@@ -24,6 +24,7 @@ PRECISION_HINTS = MappingProxyType({"fp32": "f32", "bf16": "bf16"})
 
 def onnxruntime_runner(content: Content, settings: EngineSettings, threads: int) -> Run:
     """Run ONNX by onnxruntime. Raises ConfigError where it isn't installed, WeightsError for what it refuses."""
+    silence_onnxruntime()
     try:
         import onnxruntime as ort
     except ImportError as cause:
@@ -54,6 +55,11 @@ def onnxruntime_runner(content: Content, settings: EngineSettings, threads: int)
         return rows
 
     return run
+
+
+def silence_onnxruntime() -> None:
+    """Keep onnxruntime, which must not be loaded yet, from telling anybody of its use, and from a file below HOME."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 def _onnxruntime_failures() -> tuple[type[Exception], ...]:

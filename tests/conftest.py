@@ -10,6 +10,7 @@ from typing import Any, Callable
 # Before torch loads anywhere in this process: one team of threads, which sleeps when it has nothing to do.
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests load it themselves
 # Of several test processes each has a core of its own, and so has what it starts: never more threads than cores.
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     CORES = sorted(os.sched_getaffinity(0))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from formats.writers import handed, write_onnx, write_openvino, write_torchscrip
 from make_task import TaskOptions, make_task
 from models.checkpoint import read_checkpoint
 
+ROOT = Path(__file__).resolve().parent.parent
 SIDE = 160
 
 
@@ -165,3 +169,17 @@ def test_hostile_files_leave_no_trace(task: Path) -> None:
     assert error(task)[0] == "300004" and "is no ONNX file" in error(task)[1]
     assert not mark.exists()
     assert {path.name for path in (task / "out").iterdir()} == {"monitor.txt"}
+
+
+@pytest.mark.parametrize("form", [FORMS[0], FORMS[2]])
+def test_no_engine_leaves_anything_at_home(form: dict[str, Any], task: Path) -> None:
+    """onnxruntime and OpenVINO would keep numbers for this machine there."""
+    home = task / "home"
+    home.mkdir()
+    edit(task, **form)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_"))}
+    command = [sys.executable, str(ROOT / "start.py"), "--in", str(task / "in"), "--out", str(task / "out")]
+    done = subprocess.run(command, env={**kept, "HOME": str(home)}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert list(home.rglob("*")) == []
+    assert "telemetry" not in done.stderr

@@ -32,6 +32,7 @@ def prepare_process(log_format: str = "%(asctime)s %(levelname)s %(message)s") -
     os.environ.setdefault("OMP_NUM_THREADS", str(usable_cpus()))
     # Threads that wait for work would otherwise burn the core that a decoding thread needs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else onnxruntime keeps a number for this machine below HOME
     keep_memory()
     for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
         if stream is None:  # closed by who started us: what would go there goes nowhere
@@ -41,9 +42,10 @@ def prepare_process(log_format: str = "%(asctime)s %(levelname)s %(message)s") -
         scratch = Path(tempfile.gettempdir())
         for name in ("MPLCONFIGDIR", "TORCH_HOME", "XDG_CACHE_HOME"):
             os.environ.setdefault(name, str(scratch / name.lower()))
-        own = scratch / f"numba-{os.getuid()}"
-        if is_only_ours(own):
-            os.environ.setdefault("NUMBA_CACHE_DIR", str(own))
+        if "NUMBA_CACHE_DIR" not in os.environ:
+            own = scratch / f"numba-{os.getuid()}"
+            with contextlib.suppress(OSError):  # somebody else's: a new one, for this process and those that it starts
+                os.environ["NUMBA_CACHE_DIR"] = str(own) if is_only_ours(own) else tempfile.mkdtemp(prefix="numba-")
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -66,6 +66,18 @@ def test_what_was_set_stays_and_the_rest_is_settled() -> None:
     assert (ended.stdout, ended.stderr) == ("7 PASSIVE\n", "two lines \n")
 
 
+def test_where_the_cache_of_code_is_somebody_elses_a_new_one_is_made(tmp_path: Path) -> None:
+    (tmp_path / f"numba-{os.getuid()}").mkdir(mode=0o777)
+    (tmp_path / f"numba-{os.getuid()}").chmod(0o777)
+    script = "from utils.process import prepare_process as p; import os; p(); print(os.environ['NUMBA_CACHE_DIR'])"
+    kept = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**kept, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, cwd=ROOT
+    )
+    made = Path(done.stdout.strip())
+    assert made.parent == tmp_path and made.name != f"numba-{os.getuid()}" and made.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_cache_of_code_is_only_ours(tmp_path: Path) -> None:
     assert is_only_ours(tmp_path / "new") and (tmp_path / "new").stat().st_mode & 0o777 == 0o700
     (tmp_path / "open").mkdir()
