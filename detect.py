@@ -36,6 +36,7 @@ from utils.result_files import Found, KeptPictures, Output, SaveSettings, Worker
 from utils.settings import (
     MOST_SIDE_PX,
     PRECISIONS,
+    WEIGHTS_FORMS,
     EngineSettings,
     LoaderSettings,
     NmsSettings,
@@ -272,14 +273,12 @@ def class_names(settings: DetectSettings, checkpoint: Weights) -> tuple[str, ...
 
 def fitting_of(weights: Weights, settings: DetectSettings) -> Union[Fitting, Onto]:
     """Give how pictures are placed on the input. Raises ConfigError for a size that a file wasn't made for."""
-    from formats.exported import Exported, refuse_other_size
+    from formats.exported import only_size, refuse_other_size
 
     stride = input_stride(weights.strides)
     input_hw = input_side(settings.img_hw[0], stride), input_side(settings.img_hw[1], stride)
-    if isinstance(weights, Exported) and weights.fixed_hw is not None:
-        refuse_other_size(weights, input_hw)
-        return Onto(input_hw)
-    return Fitting(input_hw, stride)
+    refuse_other_size(weights, input_hw)
+    return Fitting(input_hw, stride) if only_size(weights) is None else Onto(input_hw)
 
 
 @dataclass(frozen=True)
@@ -350,13 +349,7 @@ def tell_of(summary: DetectSummary) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add(
-        "--weights",
-        nargs="+",
-        default=["yolov5s.pt"],
-        metavar="FILE",
-        help=".pt, .onnx, .torchscript, *_openvino_model",
-    )
+    add("--weights", nargs="+", default=["yolov5s.pt"], metavar="FILE", help=WEIGHTS_FORMS)
     add(
         "--source",
         default="data/images",

@@ -38,6 +38,7 @@ from utils.run_folder import make_run_folder
 from utils.settings import (
     MOST_SIDE_PX,
     PRECISIONS,
+    WEIGHTS_FORMS,
     EngineSettings,
     LoaderSettings,
     NmsSettings,
@@ -265,10 +266,10 @@ class Outputs:
 
 def is_fixed(weights: Weights, settings: ValSettings) -> bool:
     """Say whether weights run at one size alone. Raises ConfigError where that isn't the size that is asked for."""
-    from formats.exported import Exported, refuse_other_size
+    from formats.exported import only_size, refuse_other_size
     from utils.batches import input_side
 
-    if not isinstance(weights, Exported) or weights.fixed_hw is None:
+    if only_size(weights) is None:
         return False
     side = input_side(settings.loader.img_size, input_stride(weights.strides))
     refuse_other_size(weights, (side, side))
@@ -470,13 +471,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--data", default="data/coco128.yaml", metavar="YAML", help="names the classes and the pictures of each split")
-    add(
-        "--weights",
-        nargs="+",
-        default=["yolov5s.pt"],
-        metavar="FILE",
-        help=".pt, .onnx, .torchscript, *_openvino_model",
-    )
+    add("--weights", nargs="+", default=["yolov5s.pt"], metavar="FILE", help=WEIGHTS_FORMS)
     add("--batch-size", type=int, default=32, metavar="N", help="with rectangles it decides the shape of the input")
     add("--imgsz", "--img", "--img-size", type=int, default=640, metavar="PX", help="longer side of the input")
     add("--conf-thres", type=float, default=DEFAULT_CONF, metavar="SHARE", help="least score")

@@ -119,7 +119,7 @@ def train(world: World, images: Sequence[Path], folder: Path, seed: int, steps: 
         "seed": seed,
         "args_options": OPTIONS if weights else f"--weights '' {OPTIONS}",
     }
-    data = write_data(world, folder / "data.yaml", images)
+    data = write_data(folder / "data.yaml", images, val=str(world.data / "images/val"))
     made = make_task(data, folder, "train", TaskOptions(weights=(weights,) if weights else (), settings=settings))
     write_whole(made.in_dir / "hyp.yaml", yaml.safe_dump(dict(HYP)).encode())
     if main(["--in", str(made.in_dir), "--out", str(made.out_dir)]):
@@ -127,11 +127,11 @@ def train(world: World, images: Sequence[Path], folder: Path, seed: int, steps: 
     return made.out_dir / "models"
 
 
-def write_data(world: World, path: Path, images: Sequence[Path]) -> Path:
+def write_data(path: Path, images: Sequence[Path], **more: str) -> Path:
     """Write a data.yaml whose train split is a list of pictures."""
     listed = path.with_suffix(".txt")
     write_whole(listed, "".join(f"{image}\n" for image in images).encode())
-    content = {"train": str(listed), "val": str(world.data / "images/val"), "names": list(NAMES)}
+    content = {"train": str(listed), "names": list(NAMES), **more}
     write_whole(path, yaml.safe_dump(content).encode())
     return path
 
@@ -159,9 +159,7 @@ def choose(
 
     folder = models.parent.parent / f"mining-{method.replace(' ', '-')}"
     shutil.rmtree(folder, ignore_errors=True)
-    data = write_data(world, folder / "data.yaml", [pool[number].image for number in rest])
-    content = yaml.safe_load(data.read_text())
-    write_whole(data, yaml.safe_dump({key: content[key] for key in ("train", "names")}).encode())
+    data = write_data(folder / "data.yaml", [pool[number].image for number in rest])
     settings = {
         "img_size": SIDE,
         "num_workers_per_gpu": 0,

@@ -5,24 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
-import numpy.typing as npt
 
+from formats.runners import Images, Run
 from utils.errors import ExecutorError
 from utils.letterbox import letterbox_onto
 from utils.pictures import read_picture
 from utils.settings import PictureSettings
-from utils.shapes import LEAST_SIDE, draw_picture
-
-Images = npt.NDArray[np.float32]  # (B, 3, H, W) RGB in 0..1
-Rows = npt.NDArray[np.float32]  # (B, R, 5 + nc)
-Run = Callable[[Images], Rows]
+from utils.shapes import draw_picture
 
 TOLERANCE = 1e-4  # of probabilities; of boxes, as a share of the input's longer side
 HALF_TOLERANCE = 2e-2  # for fp16
 SAMPLES = 4
+DRAWN_HW = (240, 320)
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ def sample_images(paths: Sequence[Path], input_hw: tuple[int, int], count: int =
         if paths:
             rgb = read_picture(paths[place % len(paths)], PictureSettings(turn=True)).rgb
         else:
-            rgb = draw_picture(0, place, (max(240, LEAST_SIDE), 320)).picture
+            rgb = draw_picture(0, place, DRAWN_HW).picture
         canvas = np.empty((*input_hw, 3), np.uint8)
         letterbox_onto(input_hw, (rgb.shape[0], rgb.shape[1])).draw(rgb, canvas)
         canvases.append(canvas)
@@ -59,15 +55,14 @@ def batches(images: Images, size: int) -> list[Images]:
 
 def compare(name: str, expected: Run, found: Run, images: Images, tolerance: float = TOLERANCE) -> Agreement:
     """Let both look at pictures. Raises ExecutorError where they differ by more than the tolerance."""
-    boxes_px, probabilities = 0.0, 0.0
     wanted, got = expected(images), found(images)
     if wanted.shape != got.shape:
         raise ExecutorError(f"{name}: gives {got.shape}, torch {wanted.shape}")
     if not np.isfinite(got).all():
         raise ExecutorError(f"{name}: gives NaN or infinite values")
     difference = np.abs(wanted - got)
-    boxes_px = max(boxes_px, float(difference[..., :4].max()))
-    probabilities = max(probabilities, float(difference[..., 4:].max()))
+    boxes_px = float(difference[..., :4].max())
+    probabilities = float(difference[..., 4:].max())
     agreement = Agreement(boxes_px, probabilities)
     if boxes_px > tolerance * max(images.shape[2:]) or probabilities > tolerance:
         raise ExecutorError(f"{name}: differs too much: {agreement}")

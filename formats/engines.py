@@ -31,11 +31,10 @@ class ExportedDetector(Detector):
     """A network that another engine runs, on the CPU."""
 
     run: Run = np.asarray
-    anchors: int = 3  # per cell
 
     def _look(self, images: Tensor, count: int) -> tuple[HeadMaps, bool]:
         rows = torch.from_numpy(self.run(images.contiguous().numpy()))[:count]
-        maps = DecodedMaps(rows, (images.shape[2], images.shape[3]), self.strides, self.anchors)
+        maps = DecodedMaps(rows, (images.shape[2], images.shape[3]), self.strides, self.anchors_px.shape[1])
         return maps, bool(torch.isfinite(rows[..., 4].sum()))
 
 
@@ -55,13 +54,13 @@ def make_engine(
         LOGGER.info("backend %s: runs on the CPU", backend)
     threads = set_threads(settings.threads, ranks)
     precision = _precision(backend, settings.precision)
-    engine = EngineSettings(precision=precision)
-    content = weights.path if isinstance(weights, Exported) else onnx_of(weights)
-    run = RUNNERS[backend](content, engine, threads)
+    make_run = RUNNERS[backend]
     if isinstance(weights, Exported):
-        run = _in_its_shape(run, weights)
-    anchors = weights.anchors if isinstance(weights, Exported) else weights.anchors_px.shape[1]
-    fixed_batch = weights.fixed_batch if isinstance(weights, Exported) else None
+        run = _in_its_shape(make_run(weights.path, precision, threads), weights)
+        anchors, chunk = weights.anchors, weights.fixed_batch or cpu_chunk
+    else:
+        run = make_run(onnx_of(weights), precision, threads)
+        anchors, chunk = weights.anchors_px.shape[1], cpu_chunk
     LOGGER.info("%s: %d classes, %s, %s, %d threads", weights.path.name, weights.nc, backend, precision, threads)
     return ExportedDetector(
         model=torch.nn.Identity(),
@@ -71,9 +70,8 @@ def make_engine(
         anchors_px=torch.zeros(len(weights.strides), anchors, 2),
         device=torch.device("cpu"),
         precision="fp32",  # of what goes in
-        chunk=fixed_batch or cpu_chunk,
+        chunk=chunk,
         run=run,
-        anchors=anchors,
     )
 
 

@@ -356,9 +356,14 @@ def choose_backend(weights: Weights, backend: str) -> str:
     return allowed[0] if kind == "torchscript" else backend
 
 
+def only_size(weights: Optional[Weights]) -> Optional[tuple[int, int]]:
+    """Give the only (height, width) that weights run at; None: they run at any."""
+    return weights.fixed_hw if isinstance(weights, Exported) else None
+
+
 def refuse_other_size(weights: Weights, input_hw: tuple[int, int]) -> None:
     """Raise ConfigError where a network is asked to run at another size than its only one."""
-    fixed_hw = weights.fixed_hw if isinstance(weights, Exported) else None
+    fixed_hw = only_size(weights)
     if fixed_hw is not None and fixed_hw != input_hw:
         raise ConfigError(
             f"img_size: {weights.path} was exported for {fixed_hw[0]} x {fixed_hw[1]} px alone, not {input_hw[0]} x "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -88,17 +87,11 @@ def _knows_dynamo() -> bool:
     return "dynamo" in inspect.signature(torch.onnx.export).parameters
 
 
-def set_metadata(model: onnx.ModelProto, names: Sequence[str], strides: Sequence[int], anchors: int) -> None:
-    """Write what readers look for: YOLOv5's stride and names (Python's text of a dict), and our own levels."""
-    values = {
-        "stride": str(max(strides)),
-        "names": str(dict(enumerate(names))),
-        "strides": json.dumps(list(strides)),
-        "anchors_per_cell": str(anchors),
-    }
-    for key, value in values.items():
+def set_metadata(model: onnx.ModelProto, about: Mapping[str, Any]) -> None:
+    """Write what a file says of itself, each value as Python's text of it, which is YOLOv5's form."""
+    for key, value in about.items():
         entry = model.metadata_props.add()
-        entry.key, entry.value = key, value
+        entry.key, entry.value = key, str(value)
 
 
 def slimmed(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 from utils.errors import ConfigError
-from utils.process import OneLineParser
+from utils.process import OneLineParser, share, whole
 from utils.settings import MOST_SIDE_PX, check_device, check_pt
 
 LEAST_OPSET, MOST_OPSET = 9, 20
@@ -103,32 +103,13 @@ def parse_command(argv: Optional[Sequence[str]]) -> ExportCommand:
     return ExportCommand(tuple(given.weights), ExportOptions(**taken), given.data)
 
 
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"got {text[:40]!r}, need a whole number from {least} to {most}")
-        return int(text)
-
-    return read
-
-
-def _share(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"got {text[:40]!r}, need a number from 0 to 1")
-    return number
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="export.py", description="Hand a YOLOv5 network over to other engines.")
     add = parser.add_argument
     add("--data", type=Path, metavar="YAML", help="pictures to compare with, and to calibrate int8 by; else drawn ones")
     add("--weights", nargs="+", type=Path, default=[Path("yolov5s.pt")], metavar="FILE", help="a .pt, or several")
     sizes = ("--imgsz", "--img", "--img-size")
-    side = _whole(1, MOST_SIDE_PX)
+    side = whole(1, MOST_SIDE_PX)
     add(
         *sizes,
         dest="imgsz",
@@ -138,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PX",
         help="height and width, or one for both",
     )
-    add("--batch-size", dest="batch", type=_whole(1, MOST_AT_ONCE), default=1, metavar="N", help="pictures at once")
+    add("--batch-size", dest="batch", type=whole(1, MOST_AT_ONCE), default=1, metavar="N", help="pictures at once")
     add("--device", default="cpu", metavar="WHICH", help="cpu, or a GPU's index")
     add("--half", action="store_true", help="fp16, on a GPU")
     add("--inplace", action="store_true", help="changes nothing here, the head never works in place")
@@ -147,18 +128,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--int8", action="store_true", help="ONNX: also STEM-int8.onnx, int8 convolutions; --data calibrates them")
     add("--dynamic", action="store_true", help="ONNX: any batch, height and width")
     add("--simplify", action="store_true", help="ONNX: made smaller by onnxslim")
-    opset = _whole(LEAST_OPSET, MOST_OPSET)
+    opset = whole(LEAST_OPSET, MOST_OPSET)
     add("--opset", type=opset, default=12, metavar="N", help=f"ONNX: {LEAST_OPSET} to {MOST_OPSET} (12)")
     add("--verbose", action="store_true", help="ONNX: print the graph")
-    add("--workspace", type=_whole(1, 1024), metavar="GB", help="TensorRT's, which runs elsewhere")
+    add("--workspace", type=whole(1, 1024), metavar="GB", help="TensorRT's, which runs elsewhere")
     add("--nms", action="store_true", help="ONNX: also STEM-nms.onnx, which ends with boxes, scores and classes")
     add("--agnostic-nms", action="store_true", help="--nms: boxes of all classes suppress one another")
-    add(
-        "--topk-per-class", type=_whole(1, 100_000), default=100, metavar="N", help="--nms: most boxes of a class (100)"
-    )
-    add("--topk-all", type=_whole(1, 100_000), default=100, metavar="N", help="--nms: most boxes of a picture (100)")
-    add("--iou-thres", type=_share, default=0.45, metavar="SHARE", help="--nms: overlap that suppresses (0.45)")
-    add("--conf-thres", type=_share, default=0.25, metavar="SHARE", help="--nms: least score (0.25)")
+    add("--topk-per-class", type=whole(1, 100_000), default=100, metavar="N", help="--nms: most boxes of a class (100)")
+    add("--topk-all", type=whole(1, 100_000), default=100, metavar="N", help="--nms: most boxes of a picture (100)")
+    add("--iou-thres", type=share, default=0.45, metavar="SHARE", help="--nms: overlap that suppresses (0.45)")
+    add("--conf-thres", type=share, default=0.25, metavar="SHARE", help="--nms: least score (0.25)")
     add("--rknn", action="store_true", help="ours: ONNX: also STEM-rknn.onnx and RK_anchors.txt, for Rockchip's demos")
     known = [*OURS, *ELSEWHERE]
     add("--include", nargs="+", default=["torchscript", "onnx"], metavar="FORMAT", help=f"some of {', '.join(known)}")

@@ -34,7 +34,6 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
 
     from formats.runners import RUNNERS, openvino_core, openvino_xml
     from utils.errors import ConfigError, ExecutorError
-    from utils.settings import EngineSettings
 
     path = Path(asked["path"])
     try:
@@ -43,7 +42,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
             read = openvino_core().read_model(openvino_xml(path))
             shape = [None if one.is_dynamic else one.get_length() for one in read.input(0).get_partial_shape()]
         sides = [batch or fallback for batch, fallback in zip(shape, (1, 3, asked["side"], asked["side"]))]
-        run = RUNNERS[asked["runner"]](path, EngineSettings(precision="fp32"), 1)
+        run = RUNNERS[asked["runner"]](path, "fp32", 1)
         return {"shape": shape, "output": list(run(np.zeros(sides, np.float32)).shape)}
     except ConfigError as error:
         return {"missing": str(error)}

@@ -11,10 +11,10 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from formats.agreement import Images, sample_images
+from formats.agreement import sample_images
 from formats.onnx_file import INPUT, checked_bytes
 from formats.options import INT8_OPSET, LEAST_CALIBRATION
-from formats.runners import silence_onnxruntime
+from formats.runners import Images
 from formats.writers import Handed, onnx_bytes
 from utils.errors import ConfigError, ExecutorError
 from utils.files import write_whole
@@ -81,7 +81,6 @@ def _own_domain(path: Path) -> bytes:
 def _quantised(handed: Handed, pictures: Sequence[Path], folder: Path) -> Path:
     import onnx
 
-    silence_onnxruntime()
     try:
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process

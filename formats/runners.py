@@ -1,7 +1,12 @@
-"""What runs a handed-over network: pictures (B, 3, H, W) in, rows (B, R, 5 + nc) out. No torch, but for TorchScript."""
+"""What runs a handed-over network on the CPU: pictures (B, 3, H, W) in, rows (B, R, 5 + nc) out.
+
+No torch, but for TorchScript. A runner is made of a file or its bytes, the precision to compute in (OpenVINO knows all
+of PRECISION_HINTS, the others fp32 alone) and a number of threads.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.errors import ConfigError, DeviceMemoryError, WeightsError
-from utils.settings import EngineSettings
 
 Images = npt.NDArray[np.float32]  # (B, 3, H, W) RGB in 0..1
 Rows = npt.NDArray[np.float32]  # (B, R, 5 + nc)
@@ -22,9 +26,8 @@ Content = Union[Path, bytes]  # of a file, or the file
 PRECISION_HINTS = MappingProxyType({"fp32": "f32", "bf16": "bf16"})
 
 
-def onnxruntime_runner(content: Content, settings: EngineSettings, threads: int) -> Run:
+def onnxruntime_runner(content: Content, precision: str, threads: int) -> Run:
     """Run ONNX by onnxruntime. Raises ConfigError where it isn't installed, WeightsError for what it refuses."""
-    silence_onnxruntime()
     try:
         import onnxruntime as ort
     except ImportError as cause:
@@ -35,11 +38,8 @@ def onnxruntime_runner(content: Content, settings: EngineSettings, threads: int)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads leave the others alone
     options.log_severity_level = 3
     given = content if isinstance(content, bytes) else str(content)
-    providers = ["CPUExecutionProvider"]
-    if settings.devices and "CUDAExecutionProvider" in ort.get_available_providers():
-        providers.insert(0, "CUDAExecutionProvider")
     try:
-        session = ort.InferenceSession(given, options, providers=providers)
+        session = ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except failures as cause:
         raise WeightsError(f"{_name(content)}: onnxruntime refuses it: {_first_line(cause)}") from cause
     name = session.get_inputs()[0].name
@@ -57,11 +57,6 @@ def onnxruntime_runner(content: Content, settings: EngineSettings, threads: int)
     return run
 
 
-def silence_onnxruntime() -> None:
-    """Keep onnxruntime, which must not be loaded yet, from telling anybody of its use, and from a file below HOME."""
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-
 def _onnxruntime_failures() -> tuple[type[Exception], ...]:
     """Give the exceptions of onnxruntime, which have no base of their own."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -70,10 +65,9 @@ def _onnxruntime_failures() -> tuple[type[Exception], ...]:
     return (*own, RuntimeError, ValueError, TypeError)
 
 
-def openvino_runner(content: Content, settings: EngineSettings, threads: int) -> Run:
+def openvino_runner(content: Content, precision: str, threads: int) -> Run:
     """Run ONNX, or an OpenVINO folder, by OpenVINO. Raises ConfigError where it isn't installed, WeightsError."""
     core: Any = openvino_core()
-    precision = settings.precision if settings.precision in PRECISION_HINTS else "fp32"
     hints = {
         "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision],
         "INFERENCE_NUM_THREADS": threads,
@@ -126,12 +120,13 @@ def openvino_xml(folder: Path) -> Path:
     return found[0]
 
 
-def torchscript_runner(content: Content, settings: EngineSettings, threads: int) -> Run:
+def torchscript_runner(content: Content, precision: str, threads: int) -> Run:
     """Run a TorchScript file, which is a program: only one that a user names by hand. Raises WeightsError."""
     import torch
 
+    file = io.BytesIO(content) if isinstance(content, bytes) else os.fspath(content)
     try:
-        script = torch.jit.load(os.fspath(content), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        script = torch.jit.load(file, map_location="cpu").eval()  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as cause:
         raise WeightsError(f"{_name(content)}: torch can't read it as TorchScript: {_first_line(cause)}") from cause
 
@@ -147,7 +142,7 @@ def torchscript_runner(content: Content, settings: EngineSettings, threads: int)
     return run
 
 
-RUNNERS: Mapping[str, Callable[[Content, EngineSettings, int], Run]] = MappingProxyType(
+RUNNERS: Mapping[str, Callable[[Content, str, int], Run]] = MappingProxyType(
     {"onnxruntime": onnxruntime_runner, "openvino": openvino_runner, "torchscript": torchscript_runner}
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import logging
 import os
@@ -19,25 +20,24 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from formats.agreement import HALF_TOLERANCE, TOLERANCE, Agreement, Images, batches, compare
+from formats.agreement import HALF_TOLERANCE, TOLERANCE, Agreement, batches, compare
 from formats.end_to_end import with_nms
 from formats.network import RawLevels, RknnLevels, Rows, RowsTuple, anchors_text, network_to_hand_over
 from formats.onnx_file import INPUT, checked_bytes, make_onnx, set_metadata, slimmed
 from formats.options import ExportOptions
-from formats.runners import Run, onnxruntime_runner, openvino_core, openvino_runner, torchscript_runner
+from formats.runners import Images, Run, onnxruntime_runner, openvino_core, openvino_runner, torchscript_runner
 from models.checkpoint import Checkpoint
 from models.detector import build_model, choose_device
 from models.yolo import DetectionModel
 from utils.errors import ConfigError, ExecutorError
 from utils.files import write_whole
 from utils.letterbox import input_stride
-from utils.settings import EngineSettings
 
 LOGGER = logging.getLogger("export")
 
 OPENVINO_FOLDER = "{stem}_openvino_model"
 RKNN_ANCHORS = "RK_anchors.txt"
-FP32 = EngineSettings(precision="fp32")
+FP32 = "fp32"
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,17 @@ class Handed:
     def input_hw(self) -> tuple[int, int]:
         """The input's size."""
         return self.images.shape[2], self.images.shape[3]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What readers look for in a file: YOLOv5's stride and names, and our own levels."""
+        stride = self.model.stride
+        return {
+            "stride": max(stride),
+            "names": dict(enumerate(self.checkpoint.names)),
+            "strides": list(stride),
+            "anchors_per_cell": int(self.model.detect.anchors.shape[1]),
+        }
 
     @property
     def blank(self) -> Tensor:
@@ -115,7 +126,7 @@ def onnx_bytes(handed: Handed) -> bytes:
     else:
         network = Rows(handed.model, None if options.dynamic else handed.input_hw).eval()
         model = make_onnx(network, handed.blank, options.opset, dynamic=options.dynamic)
-    set_metadata(model, handed.checkpoint.names, spec.stride, int(spec.detect.anchors.shape[1]))
+    set_metadata(model, handed.about)
     return checked_bytes(slimmed(model) if options.simplify else model)
 
 
@@ -163,7 +174,7 @@ def _write_rknn(handed: Handed, path: Path) -> list[Path]:
     names = tuple(f"output{number}" for number in range(len(model.stride)))
     network = RknnLevels(model).eval()
     made = make_onnx(network, handed.blank[:1], min(options.opset, 12), names)
-    set_metadata(made, handed.checkpoint.names, model.stride, int(model.detect.anchors.shape[1]))
+    set_metadata(made, handed.about)
     content = checked_bytes(slimmed(made))
     anchors = path.with_name(RKNN_ANCHORS)
     write_whole(path, content)
@@ -179,32 +190,29 @@ def write_torchscript(handed: Handed, stem: Path) -> list[Path]:
     """Write STEM.torchscript, a program traced at one shape. Raises ExecutorError."""
     options, path = handed.options, stem.with_suffix(".torchscript")
     network: nn.Module = RawLevels(handed.model) if options.train else RowsTuple(Rows(handed.model, handed.input_hw))
-    config = {
-        "shape": [options.batch, 3, *handed.input_hw],
-        "stride": max(handed.model.stride),
-        "names": dict(enumerate(handed.checkpoint.names)),
-        "strides": list(handed.model.stride),
-        "anchors_per_cell": int(handed.model.detect.anchors.shape[1]),
-    }
-    extra = {"config.txt": json.dumps(config)}
+    extra = {"config.txt": json.dumps({"shape": [options.batch, 3, *handed.input_hw], **handed.about})}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of a tracer that sees Python numbers: they are meant to be constants
         script: Any = torch.jit.trace(  # type: ignore[no-untyped-call]
             network.eval(), handed.blank, strict=False
         )
-        with _beside(path) as beside:
-            if options.optimize:
-                _save_for_phones(script, beside, extra)
-            else:
-                script.save(os.fspath(beside), _extra_files=extra)
-            told = "raw maps, not compared"
-            if not (options.train or options.optimize or handed.blank.is_cuda):
-                told = str(handed.agreement(path, torchscript_runner(beside, FP32, handed.threads)))
+        content = _for_phones(script, extra) if options.optimize else script_bytes(script, extra)
+        told = "raw maps, not compared"
+        if not (options.train or options.optimize or handed.blank.is_cuda):
+            told = str(handed.agreement(path, torchscript_runner(content, FP32, handed.threads)))
+    write_whole(path, content)
     LOGGER.info("%s: %d x 3 x %d x %d, %s", path, options.batch, *handed.input_hw, told)
     return [path]
 
 
-def _save_for_phones(script: Any, path: Path, extra: Mapping[str, str]) -> None:
+def script_bytes(script: Any, extra: Mapping[str, str]) -> bytes:
+    """Give a script's file."""
+    file = io.BytesIO()
+    torch.jit.save(script, file, _extra_files=dict(extra))
+    return file.getvalue()
+
+
+def _for_phones(script: Any, extra: Mapping[str, str]) -> bytes:
     try:
         from torch.utils.mobile_optimizer import optimize_for_mobile
     except ImportError as cause:
@@ -212,9 +220,10 @@ def _save_for_phones(script: Any, path: Path, extra: Mapping[str, str]) -> None:
             f"--optimize: this torch ({torch.__version__}) has no optimizer for phones any more"
         ) from cause
     try:
-        optimize_for_mobile(script)._save_for_lite_interpreter(os.fspath(path), _extra_files=dict(extra))
+        content: bytes = optimize_for_mobile(script)._save_to_buffer_for_lite_interpreter(_extra_files=dict(extra))
     except RuntimeError as cause:
         raise ExecutorError(f"--optimize: torch refuses it: {str(cause).partition(chr(10))[0][:200]}") from cause
+    return content
 
 
 def write_openvino(handed: Handed, stem: Path) -> list[Path]:
@@ -226,12 +235,9 @@ def write_openvino(handed: Handed, stem: Path) -> list[Path]:
 
     folder = stem.with_name(OPENVINO_FOLDER.format(stem=stem.name))
     model = core.read_model(onnx_bytes(handed), b"")
-    about = {"stride": max(handed.model.stride), "names": dict(enumerate(handed.checkpoint.names))}
-    about.update(strides=list(handed.model.stride), anchors_per_cell=int(handed.model.detect.anchors.shape[1]))
-    with _beside(folder) as beside:
-        beside.mkdir()
+    with _folder_beside(folder) as beside:
         openvino.save_model(model, beside / f"{stem.name}.xml", compress_to_fp16=handed.options.half)
-        text = yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(handed.about, sort_keys=False, allow_unicode=True)
         (beside / f"{stem.name}.yaml").write_text(text, encoding="utf-8")
         told = handed.agreement(folder, openvino_runner(beside, FP32, handed.threads))
     LOGGER.info("%s: %s, %s", folder, _shape(handed), told)
@@ -239,23 +245,18 @@ def write_openvino(handed: Handed, stem: Path) -> list[Path]:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Give a place for a file or a folder, which takes that of `path` at the end, or vanishes on an error."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _folder_beside(folder: Path) -> Iterator[Path]:
+    """Give a new folder, which takes the place of `folder` at the end, or vanishes on an error."""
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
+        beside.mkdir()
         yield beside
-        if beside.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-            for file in beside.iterdir():
-                file.chmod(0o666)
-        else:
-            beside.chmod(0o666)
-        beside.replace(path)
+        for file in beside.iterdir():
+            file.chmod(0o666)
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.replace(folder)
     finally:
-        if beside.is_dir():
-            shutil.rmtree(beside, ignore_errors=True)
-        else:
-            beside.unlink(missing_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 Writer = Callable[[Handed, Path], "list[Path]"]

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
-from formats.agreement import Images, sample_images
+from formats.agreement import sample_images
 from formats.options import ExportOptions
+from formats.runners import Images
 from formats.writers import handed, write_onnx
 from models.checkpoint import read_checkpoint
 from training.building import training_side

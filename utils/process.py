@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import math
 import os
 import signal
 import stat
@@ -16,7 +17,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable, NoReturn, Optional
 
 from utils.errors import ConfigError, DeviceMemoryError, ExecutorError
 from utils.machine import usable_cpus
@@ -24,6 +25,7 @@ from utils.machine import usable_cpus
 # Of glibc's mallopt: the numbers in malloc.h, and bytes.
 MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD = (-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 1 << 26)
 STOPPED_LATEST_S = 20  # after a signal: a batch that takes longer is not waited for
+MOST = 2**31 - 1  # of an option that has no limit of its own
 INTERRUPTED = 130  # what a shell gives for Ctrl-C
 
 
@@ -106,6 +108,34 @@ class OneLineParser(argparse.ArgumentParser):
         """Refuse the command line."""
         hint = " (--help lists the options)" if self.add_help else ""
         raise ConfigError(f"{message}{hint}")
+
+
+def whole(least: int, most: int = MOST, also: Optional[int] = None) -> Callable[[str], int]:
+    """Make a reader of whole numbers from `least` to `most`, or `also`, as an option's type."""
+
+    def read(text: str) -> int:
+        try:
+            number: Optional[int] = int(text)
+        except ValueError:
+            number = None
+        if number is None or (number != also and not least <= number <= most):
+            limits = f"of at least {least}" if most == MOST else f"from {least} to {most}"
+            extra = "" if also is None else f", or {also}"
+            raise argparse.ArgumentTypeError(f"got {text[:40]!r}, need a whole number {limits}{extra}")
+        return number
+
+    return read
+
+
+def share(text: str) -> float:
+    """Read a number from 0 to 1, as an option's type."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"got {text[:40]!r}, need a number from 0 to 1")
+    return number
 
 
 def exit_code(run: Callable[[], None]) -> int:

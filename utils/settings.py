@@ -12,6 +12,7 @@ from utils.errors import ConfigError
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 WEIGHTS_SUFFIXES = (".pt", ".onnx", ".torchscript")
 OPENVINO_SUFFIX = "_openvino_model"
+WEIGHTS_FORMS = f"{', '.join(WEIGHTS_SUFFIXES)}, *{OPENVINO_SUFFIX}"  # for people
 BACKENDS = ("auto", "torch", "onnxruntime", "openvino")
 LETTERBOX_NAMES = ("square", "minimal")
 DECODES = ("exact", "fast")

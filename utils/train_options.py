@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -13,7 +12,7 @@ from typing import Any, Callable, Optional
 
 from utils.errors import ConfigError, WeightsError
 from utils.hyp import HYPS, read_hyp
-from utils.process import OneLineParser
+from utils.process import OneLineParser, share, whole
 from utils.settings import MOST_SIDE_PX, PRECISIONS, check_device, check_pt
 from utils.train_settings import CACHES, FIND_BATCH_SIZE, FITNESSES, OPTIMIZERS, TrainConfig
 
@@ -23,7 +22,6 @@ MODELS, WEIGHTS = ROOT / "models", ROOT / "weights"
 DEFAULT_WEIGHTS, DEFAULT_DATA = "yolov5s.pt", "data/coco128.yaml"
 DEFAULT_PROJECT, DEFAULT_NAME = "runs/train", "exp"
 DEFAULT_GENERATIONS = 300  # of a bare --evolve
-MOST = 2**31 - 1
 NEWEST = ""  # resume_from of a bare --resume
 # Weights & Biases' and Google's services: their options are taken where they ask for nothing.
 SERVICES = MappingProxyType(
@@ -94,33 +92,6 @@ def _refuse_services(given: Mapping[str, Any]) -> None:
             raise ConfigError(f"--{name}: got {str(given[name])[:40]!r}, but {service} is not offered; leave it out")
 
 
-def _whole(least: int, most: int = MOST, also: Optional[int] = None) -> Callable[[str], int]:
-    """Make a reader of whole numbers from `least` to `most`, or `also`."""
-
-    def read(text: str) -> int:
-        try:
-            number: Optional[int] = int(text)
-        except ValueError:
-            number = None
-        if number is None or (number != also and not least <= number <= most):
-            limits = f"of at least {least}" if most == MOST else f"from {least} to {most}"
-            extra = "" if also is None else f", or {also}"
-            raise argparse.ArgumentTypeError(f"got {text[:40]!r}, need a whole number {limits}{extra}")
-        return number
-
-    return read
-
-
-def _share(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"got {text[:40]!r}, need a number from 0 to 1")
-    return number
-
-
 def _device(text: str) -> str:
     check_device("--device", text)
     return text.strip()
@@ -147,7 +118,7 @@ def _add_what(add: Callable[..., Any]) -> None:
     add("--data", metavar="YAML", help=f"names the classes and the pictures (default {DEFAULT_DATA})")
     add("--hyp", metavar="YAML", help="hyperparameters: a file, or the name of a set (default hyp.scratch-low.yaml)")
     sizes = ("--imgsz", "--img", "--img-size")
-    add(*sizes, dest="img_size", type=_whole(1, MOST_SIDE_PX), metavar="PX", help="long side of the input (640)")
+    add(*sizes, dest="img_size", type=whole(1, MOST_SIDE_PX), metavar="PX", help="long side of the input (640)")
     add("--rect", action="store_true", help="batches of like shapes instead of mosaics")
     add("--single-cls", action="store_true", help="take all classes for one")
     add("--image-weights", action="store_true", help="draw pictures of poorly found classes more often")
@@ -157,44 +128,44 @@ def _add_what(add: Callable[..., Any]) -> None:
 
 
 def _add_how(add: Callable[..., Any]) -> None:
-    batch = _whole(1, also=FIND_BATCH_SIZE)
-    add("--epochs", type=_whole(1), metavar="N", help="times that the pictures are seen (300)")
+    batch = whole(1, also=FIND_BATCH_SIZE)
+    add("--epochs", type=whole(1), metavar="N", help="times that the pictures are seen (300)")
     add("--batch-size", type=batch, metavar="N", help="of all GPUs together (16); -1: as many as fit")
-    add("--nominal-batch", type=_whole(1), metavar="N", help="ours: what learning rate and decay are meant for (64)")
+    add("--nominal-batch", type=whole(1), metavar="N", help="ours: what learning rate and decay are meant for (64)")
     add("--optimizer", choices=OPTIMIZERS, help="SGD if left out")
     add("--cos-lr", action="store_true", help="the learning rate falls along a cosine, not a line")
-    add("--label-smoothing", type=_share, metavar="SHARE", help="0 if left out")
-    add("--patience", type=_whole(0), metavar="N", help="epochs without a better one until it ends (100; 0: never)")
-    add("--freeze", nargs="+", type=_whole(0, 1000), metavar="N", help="the first N layers; or several: these layers")
+    add("--label-smoothing", type=share, metavar="SHARE", help="0 if left out")
+    add("--patience", type=whole(0), metavar="N", help="epochs without a better one until it ends (100; 0: never)")
+    add("--freeze", nargs="+", type=whole(0, 1000), metavar="N", help="the first N layers; or several: these layers")
     add("--activation", metavar="NAME", help="ours: of torch.nn, for all layers")
     add("--fitness", choices=FITNESSES, help="ours: what the best epoch is the best in; map if left out")
     add("--autobalance", action="store_true", help="ours: balance the objectness of the levels while training")
     add("--noautoanchor", dest="autoanchor", action="store_false", help="keep anchors that don't suit the boxes")
     add("--precision", choices=PRECISIONS, help="ours: by the hardware if left out")
-    add("--seed", type=_whole(0, 2**63 - 1), metavar="N", help="of everything that is random (0)")
+    add("--seed", type=whole(0, 2**63 - 1), metavar="N", help="of everything that is random (0)")
     add("--sync-bn", action="store_true", help="batch norm over all GPUs together")
 
 
 def _add_run(add: Callable[..., Any]) -> None:
     add("--resume", nargs="?", const=NEWEST, metavar="PATH", help="go on with a run: its last.pt, or the newest (bare)")
-    add("--evolve", nargs="?", const=DEFAULT_GENERATIONS, type=_whole(1), metavar="N", help="search hyperparameters")
+    add("--evolve", nargs="?", const=DEFAULT_GENERATIONS, type=whole(1), metavar="N", help="search hyperparameters")
     add("--nosave", dest="save", action="store_false", help="write weights after the last epoch only")
     add("--noval", dest="validate", action="store_false", help="validate after the last epoch only")
     add("--noplots", dest="plots", action="store_false", help="draw nothing")
-    add("--save-period", type=_whole(1, also=-1), metavar="N", help="also keep every N-th epoch's weights (-1: none)")
+    add("--save-period", type=whole(1, also=-1), metavar="N", help="also keep every N-th epoch's weights (-1: none)")
     add("--device", type=_device, metavar="WHICH", help="cpu, or GPUs' indices such as 0 or 0,1,2,3")
-    add("--workers", type=_whole(0), metavar="N", help="threads that make pictures, for each GPU (8)")
+    add("--workers", type=whole(0), metavar="N", help="threads that make pictures, for each GPU (8)")
     add("--project", metavar="DIR", help=f"where the folder of results goes (default {DEFAULT_PROJECT})")
     add("--name", help=f"of that folder (default {DEFAULT_NAME})")
     add("--exist-ok", action="store_true", help="write into that folder if it is there")
-    add("--local_rank", "--local-rank", type=_whole(-1), metavar="N", help="torchrun's; not read, it sets LOCAL_RANK")
+    add("--local_rank", "--local-rank", type=whole(-1), metavar="N", help="torchrun's; not read, it sets LOCAL_RANK")
 
 
 def _add_services(add: Callable[..., Any]) -> None:
     add("--bucket", metavar="NAME", help="(not offered)")
     add("--entity", metavar="NAME", help="(not offered)")
     add("--upload_dataset", "--upload-dataset", nargs="?", const="all", metavar="WHAT", help="(not offered)")
-    add("--bbox_interval", "--bbox-interval", type=_whole(-1), metavar="N", help="(not offered)")
+    add("--bbox_interval", "--bbox-interval", type=whole(-1), metavar="N", help="(not offered)")
     add("--artifact_alias", "--artifact-alias", metavar="NAME", help="(not offered)")
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 from typing import Optional, Union
 
-from formats.exported import Exported, Weights, choose_backend, open_weights, refuse_other_size
+from formats.exported import Exported, Weights, choose_backend, only_size, open_weights, refuse_other_size
 from utils.batches import BatchReader, Onto, Placing, input_side
 from utils.class_names import name_differences
 from utils.errors import ImageError, WeightsError
@@ -60,10 +60,11 @@ def side_of(loader: LoaderSettings, weights: Optional[Weights]) -> int:
 def placing_of(loader: LoaderSettings, weights: Optional[Weights]) -> Union[Placing, Onto]:
     """Give how pictures are placed on a model's input. Raises ConfigError for a size that a file wasn't made for."""
     side = side_of(loader, weights)
-    if isinstance(weights, Exported) and weights.fixed_hw is not None:
-        if side != max(weights.fixed_hw):
+    fixed_hw = only_size(weights)
+    if weights and fixed_hw:
+        if side != max(fixed_hw):
             refuse_other_size(weights, (side, side))
-        return Onto(weights.fixed_hw)
+        return Onto(fixed_hw)
     return Placing(loader.letterbox, side, input_stride(weights.strides) if weights else 1)
 
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 import yaml
 
-from formats.agreement import Images, sample_images
+from formats.agreement import sample_images
 from formats.options import ExportOptions
+from formats.runners import Images
 from formats.writers import WRITERS, Handed, handed, write_onnx, write_openvino, write_torchscript
 from models.checkpoint import Checkpoint, read_checkpoint
 from models.checkpoint_writer import SavedTraining, write_checkpoint, yaml_of
