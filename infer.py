@@ -6,9 +6,10 @@ import logging
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 import numpy as np
+import numpy.typing as npt
 
 from utils.batches import BatchReader, load
 from utils.detections import Detections
@@ -16,7 +17,7 @@ from utils.errors import ImageError
 from utils.passes import cpu_pass, whole_passes
 from utils.process import one_line
 from utils.progress import Progress
-from utils.records import RecordFile, digest_of
+from utils.records import RecordFile, digest_of, line_hashes
 from utils.settings import EngineSettings, InferConfig
 from utils.shards import Shard, check_all_done, joining
 from ymir.config import TaskConfig, infer_config
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("infer")
 
 KIND = "infer"
-VERSION = 1  # of what records hold
+VERSION = 2  # of what records hold
 DETECTED = 0.95  # share of the progress; the rest is the writing
 UNREADABLE = (0, 0)  # stands for the size of a picture that can't be read
-HEAD = struct.Struct("<Q2I2I")  # index, height and width, bytes of the name, boxes
+HEAD = struct.Struct("<2Q2I2I")  # index, hash of its line, height and width, bytes of the name, boxes
 
 Found = Callable[[Candidate, Detections, "tuple[int, int]"], None]  # picture, boxes, its (height, width)
 
@@ -103,19 +104,25 @@ def detect(
     progress: Progress,
     engine: EngineSettings,
     ranks: int = 1,
+    is_done: Optional[npt.NDArray[np.bool_]] = None,
 ) -> int:
-    """Tell `found` of each picture of a shard; gives how many could be read."""
+    """Tell `found` of each picture of a shard; gives how many could be read.
+
+    is_done: (total,) those to leave out.
+    """
     config, candidates, checkpoint = inference.config, inference.candidates, inference.checkpoint
 
     def set_aside(item: Candidate, error: ImageError) -> None:
         found(item, Detections.empty(), UNREADABLE)
 
-    count = len(range(shard.number, total, shard.count))
+    is_done = np.zeros(total, np.bool_) if is_done is None else is_done
+    pending = (item for item in shard.of(candidates) if not is_done[item.index])
+    count = int((~is_done[shard.number :: shard.count]).sum())
     # By the whole list: a picture's boxes mustn't depend on how many shards there are.
     at_once = cpu_pass(total)
     loader = whole_passes(config.loader, engine, at_once)
     placing = placing_of(loader, checkpoint)
-    reader = BatchReader(shard.of(candidates), placing, loader, set_aside, progress, count, load)
+    reader = BatchReader(pending, placing, loader, set_aside, progress, count, load)
     readable = 0
     if count:
         from formats.engines import make_engine
@@ -151,15 +158,26 @@ def tell_of_result(summary: InferSummary, inference: Inference) -> None:
 def detect_shard(
     inference: Inference, shard: Shard, progress: Progress, engine: EngineSettings, ranks: int = 1
 ) -> None:
-    """Leave a record of each of a shard's pictures, always anew. Raises ExecutorError."""
-    total = inference.candidates.count()
-    with inference.file(shard, anew=True) as file:
+    """Leave a record of each of a shard's pictures that has none yet. Raises ExecutorError."""
+    total, hashes = inference.candidates.count(), hashes_of(inference)
+    with inference.file(shard, anew=inference.task.params.resume == "never") as file:
+        is_done = np.zeros(total, np.bool_)
+        for _, content in file:
+            found_of = decode(content)
+            is_done[found_of.index : found_of.index + 1] |= found_of.is_of(hashes)
+        if is_done.any():
+            LOGGER.info("%d candidates were looked at before and are not looked at again", is_done.sum())
 
         def keep(item: Candidate, found: Detections, image_hw: tuple[int, int]) -> None:
-            file.append(encode(item.index, item.name, found, image_hw))
+            file.append(encode(FoundOf(item.index, int(hashes[item.index]), item.name, found, image_hw)))
             file.flush()  # or all would wait in memory
 
-        detect(inference, shard, total, keep, progress, engine, ranks)
+        detect(inference, shard, total, keep, progress, engine, ranks, is_done)
+
+
+def hashes_of(inference: Inference) -> npt.NDArray[np.uint64]:
+    """Give the hash of each candidate's line."""
+    return np.array(line_hashes(item.line for item in inference.candidates), np.uint64)
 
 
 def detect_as_rank(roots: tuple[Path, Path], world: Any, send: Callable[[Any], None]) -> None:
@@ -178,35 +196,52 @@ def merge(inference: Inference, count: int, progress: Progress) -> None:
 
     Raises DatasetError where a picture has no record, ImageError where none could be read.
     """
-    folder, total = inference.task.env.output.root_dir, inference.candidates.count()
+    folder, hashes = inference.task.env.output.root_dir, hashes_of(inference)
+    total = len(hashes)
     done, readable = np.zeros(total, np.bool_), 0
     with joining(folder, KIND, count, inference.file) as files, inference.results() as results:
         for file in files:
             for _, content in file:
-                index, name, found, image_hw = decode(content)
-                if index < total and not done[index]:
-                    done[index] = True
-                    readable += image_hw != UNREADABLE
-                    results.add(index, name, found, image_hw)
+                one = decode(content)
+                if one.is_of(hashes) and not done[one.index]:
+                    done[one.index] = True
+                    readable += one.image_hw != UNREADABLE
+                    results.add(one.index, one.name, one.detections, one.image_hw)
         check_all_done(done, count)
         tell_of(total, readable, inference.candidates, inference.config.loader.pictures)
         tell_of_result(results.finish(), inference)
     progress.at(1)
 
 
-def encode(index: int, name: str, found: Detections, image_hw: tuple[int, int]) -> bytes:
+@dataclass(frozen=True)
+class FoundOf:
+    """A record: what was found in one candidate."""
+
+    index: int
+    line_hash: int
+    name: str
+    detections: Detections
+    image_hw: tuple[int, int]
+
+    def is_of(self, hashes: npt.NDArray[np.uint64]) -> bool:
+        """Say whether it is of the index with these lines."""
+        return self.index < len(hashes) and int(hashes[self.index]) == self.line_hash
+
+
+def encode(found: FoundOf) -> bytes:
     """Give a record's bytes."""
-    name_bytes = name.encode("utf-8", "surrogateescape")
-    head = HEAD.pack(index, *image_hw, len(name_bytes), len(found))
-    floats = np.concatenate([found.boxes_px, found.scores[:, None], found.class_ids[:, None]], axis=1)  # (N, 6)
+    name_bytes = found.name.encode("utf-8", "surrogateescape")
+    boxes = found.detections
+    head = HEAD.pack(found.index, found.line_hash, *found.image_hw, len(name_bytes), len(boxes))
+    floats = np.concatenate([boxes.boxes_px, boxes.scores[:, None], boxes.class_ids[:, None]], axis=1)  # (N, 6)
     return head + name_bytes + floats.astype(np.float64).tobytes()
 
 
-def decode(content: bytes) -> tuple[int, str, Detections, tuple[int, int]]:
+def decode(content: bytes) -> FoundOf:
     """Give what `encode` made these bytes of."""
-    index, height, width, name_bytes, count = HEAD.unpack_from(content)
+    index, line, height, width, name_bytes, count = HEAD.unpack_from(content)
     place = HEAD.size + name_bytes
     name = content[HEAD.size : place].decode("utf-8", "surrogateescape")
     floats = np.frombuffer(content, np.float64, 6 * count, place).reshape(count, 6)
     boxes_px, scores = floats[:, :4].astype(np.float32), floats[:, 4].astype(np.float32)
-    return index, name, Detections(boxes_px, scores, floats[:, 5].astype(np.int64)), (height, width)
+    return FoundOf(index, line, name, Detections(boxes_px, scores, floats[:, 5].astype(np.int64)), (height, width))

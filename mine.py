@@ -15,7 +15,7 @@ from formats.exported import Exported, Weights, choose_backend
 from mining import MINERS
 from mining.mining_aldd import check_weights
 from mining.ranking import Order, OrderOptions, Pool, order_of
-from mining.runner import Keeper, Ledger, line_hash, score_all
+from mining.runner import Keeper, Ledger, score_all
 from mining.scored import Miner
 from mining.sight import Wants, wants_of
 from utils.batches import BatchReader, Loading, check, load, load_whole
@@ -24,7 +24,7 @@ from utils.labelled import ignore
 from utils.passes import CPU_PASS, whole_passes
 from utils.process import one_line
 from utils.progress import Progress
-from utils.records import RecordFile, digest_of
+from utils.records import RecordFile, digest_of, line_hash
 from utils.settings import EngineSettings, MiningConfig
 from utils.shards import Shard, check_all_done, joining
 from ymir.config import TaskConfig, mining_config

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
 import numpy as np
@@ -16,7 +14,7 @@ from mining.scored import Look, Miner, MiningItem, Scored
 from mining.sight import Wants, best_confidences, class_sums
 from utils.batches import Batch, BatchReader
 from utils.errors import ImageError, WeightsError
-from utils.records import RecordFile
+from utils.records import RecordFile, line_hash, line_hashes
 from utils.settings import MiningConfig
 
 if TYPE_CHECKING:
@@ -29,8 +27,7 @@ class Ledger:
     """Which candidates have a record, and where; 30 bytes a candidate. Records of other lines are left out."""
 
     def __init__(self, items: Iterable[Item]) -> None:
-        hashes = array("Q", (line_hash(item.line) for item in items))
-        self._hashes = np.frombuffer(hashes, np.uint64) if hashes else np.zeros(0, np.uint64)
+        self._hashes: npt.NDArray[np.uint64] = np.array(line_hashes(item.line for item in items), np.uint64)
         count = len(self._hashes)
         self.scores: npt.NDArray[np.float64] = np.zeros(count)
         self.is_done: npt.NDArray[np.bool_] = np.zeros(count, np.bool_)
@@ -60,11 +57,6 @@ class Ledger:
     def record(self, index: int) -> Record:
         """Read a candidate's record."""
         return decode(self._files[self._file_of[index]].read(int(self._places[index])))
-
-
-def line_hash(line: str) -> int:
-    """Give 64 bits that tell index lines apart."""
-    return int.from_bytes(blake2b(line.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
 
 
 def looks(batch: Batch[Any], detector: Optional[Detector]) -> Iterator[Look]:

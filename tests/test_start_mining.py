@@ -162,24 +162,40 @@ def test_a_rank_that_ends_first_merges_only_what_all_have_ended(task: Path) -> N
     assert (task / "out/infer-result.json").is_file() and records(task) == []
 
 
-def test_a_killed_mining_goes_on_and_scores_nothing_twice(task: Path) -> None:
-    edit(task, mining_algorithm="entropy", batch_size_per_gpu=8)
+def many_copies(task: Path) -> int:
+    """Name each of the task's pictures twenty times, so that its work has a middle; gives how many that makes."""
     lines = (task / "in/candidate-index.tsv").read_text().splitlines()[:COUNT]
     copies = []
-    for number in range(20):  # of each picture, so that there is a middle
+    for number in range(20):
         for line in lines:
             path = Path(line.replace("/in/", f"{task}/in/", 1))
             copy = path.with_name(f"{path.stem}-{number}{path.suffix}")
             copy.symlink_to(path.name)
             copies.append(line.replace(path.name, copy.name))
     (task / "in/candidate-index.tsv").write_text("\n".join(copies) + "\n")
+    return len(copies)
+
+
+def only(task: Path, **steps: bool) -> None:
+    """Ask for some steps alone."""
     env = yaml.safe_load((task / "in/env.yaml").read_text())
-    (task / "in/env.yaml").write_text(yaml.safe_dump({**env, "run_infer": False}))
-    process = started(task)
-    while process.poll() is None and not (records(task) and records(task)[0].stat().st_size > 4000):
+    (task / "in/env.yaml").write_text(yaml.safe_dump({**env, **steps}))
+
+
+def kill_in_the_middle(task: Path, *options: str, size: int = 4000) -> None:
+    """Start a task and kill it when its records have some size."""
+    process = started(task, *options)
+    while process.poll() is None and not (records(task) and records(task)[0].stat().st_size > size):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+def test_a_killed_mining_goes_on_and_scores_nothing_twice(task: Path) -> None:
+    edit(task, mining_algorithm="entropy", batch_size_per_gpu=8)
+    count = many_copies(task)
+    only(task, run_infer=False)
+    kill_in_the_middle(task)
     assert records(task) and not (task / "out/result.tsv").exists()
     again = started(task)
     output, _ = again.communicate(timeout=240)
@@ -188,7 +204,39 @@ def test_a_killed_mining_goes_on_and_scores_nothing_twice(task: Path) -> None:
     resumed = result(task)
     edit(task, resume="never")
     assert run(task) == 0
-    assert result(task) == resumed and len(resumed.splitlines()) == len(copies)
+    assert result(task) == resumed and len(resumed.splitlines()) == count
+
+
+def test_a_killed_shard_of_an_inference_goes_on(task: Path, caplog: pytest.LogCaptureFixture) -> None:
+    many_copies(task)
+    only(task, run_mining=False)
+    assert run(task) == 0
+    whole = (task / "out/infer-result.json").read_bytes()
+    (task / "out/infer-result.json").unlink()
+    kill_in_the_middle(task, "--shard", "0/2")
+    assert records(task) and not (task / "out/infer-result.json").exists()
+    left = records(task)[0].stat().st_size
+    with caplog.at_level("INFO"):
+        assert run(task, "--shard", "0/2") == 0
+    assert "were looked at before" in caplog.text
+    assert records(task)[0].stat().st_size > left
+    assert run(task, "--shard", "1/2") == 0
+    assert run(task, "--merge", "2") == 0
+    assert (task / "out/infer-result.json").read_bytes() == whole
+
+
+def test_records_of_other_lines_of_the_index_are_not_used(task: Path) -> None:
+    only(task, run_mining=False)
+    assert run(task, "--shard", "0/1") == 0
+    index = task / "in/candidate-index.tsv"
+    lines = index.read_text().splitlines()
+    index.write_text("\n".join(reversed(lines)) + "\n")
+    assert run(task, "--shard", "0/1") == 0
+    assert run(task, "--merge", "1") == 0
+    turned = (task / "out/infer-result.json").read_bytes()
+    edit(task, resume="never")
+    assert run(task) == 0
+    assert (task / "out/infer-result.json").read_bytes() == turned
 
 
 def test_records_of_other_settings_are_not_used(task: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,7 @@ from utils.settings import LoaderSettings
 LOGGER = logging.getLogger(__name__)
 
 MOST_WAITING_BYTES = 256 << 20  # of pictures that wait for others of their shape
+MOST_AHEAD_BYTES = 256 << 20  # of pictures that were decoded ahead; at most one more for each worker comes on top
 
 Canvas = npt.NDArray[np.uint8]  # (H, W, 3) RGB
 
@@ -128,6 +130,11 @@ class Loaded:
     warning: Optional[str]
     picture: Optional[Canvas] = None  # at its full size
 
+    @property
+    def bytes(self) -> int:
+        """The memory of its pixels."""
+        return self.canvas.nbytes + (0 if self.picture is None else self.picture.nbytes)
+
 
 @dataclass
 class Tally:
@@ -181,6 +188,45 @@ def load_whole(item: Item, place: Place[Item], settings: LoaderSettings) -> Load
 Loading = Callable[[Item, Place[Item], LoaderSettings], Loaded]
 
 
+class Room:
+    """Lets workers decode ahead only while what waits to be taken is small enough. Pictures are taken in their order.
+
+    The picture that is waited for is let in whatever lies there, so nobody waits for ever.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._waiting: dict[int, int] = {}  # bytes by place
+        self._next = 0  # place of the picture that is taken next
+        self._is_open = True
+        self._changed = threading.Condition()
+
+    def enter(self, place: int) -> None:
+        """Wait until the picture of a place may be decoded."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: place <= self._next or not self._is_open or sum(self._waiting.values()) < self._most_bytes
+            )
+
+    def leave(self, place: int, size: int) -> None:
+        """Say how many bytes a picture has that was decoded."""
+        with self._changed:
+            self._waiting[place] = size
+
+    def take(self, place: int) -> None:
+        """Wait for the picture of a place no longer: it is taken, or couldn't be read."""
+        with self._changed:
+            self._waiting.pop(place, None)
+            self._next = place + 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let everybody go."""
+        with self._changed:
+            self._is_open = False
+            self._changed.notify_all()
+
+
 class BatchReader(Generic[Item]):
     """The one loop over a set of pictures: reads ahead, sets unreadable ones aside, groups by shape, reports progress.
 
@@ -217,6 +263,9 @@ class BatchReader(Generic[Item]):
         cv2.setNumThreads(0)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
         self._ahead: deque[tuple[Item, Union[Future[Loaded], None]]] = deque()
+        self._room = Room(MOST_AHEAD_BYTES)
+        self._given = 0  # pictures that were handed to workers
+        self._taken = 0
         self._most_ahead = settings.batch_size + 2 * workers if workers else 1
         self._fill()
 
@@ -226,14 +275,22 @@ class BatchReader(Generic[Item]):
             item = next(self._items, None)
             if item is None:
                 return
-            future = self._pool.submit(self._loading, item, self._place, self._settings) if self._pool else None
+            future = self._pool.submit(self._load_ahead, self._given, item) if self._pool else None
+            self._given += 1
             self._ahead.append((item, future))
+
+    def _load_ahead(self, place: int, item: Item) -> Loaded:
+        """Load a picture in a worker, when there is room for it."""
+        self._room.enter(place)
+        loaded = self._loading(item, self._place, self._settings)
+        self._room.leave(place, loaded.bytes)
+        return loaded
 
     def _loaded(self) -> Iterator[tuple[Item, Loaded]]:
         while self._ahead:
             item, future = self._ahead.popleft()
             try:
-                loaded = future.result() if future else self._loading(item, self._place, self._settings)
+                loaded = self._take(future) if future else self._loading(item, self._place, self._settings)
             except ImageError as error:
                 self.unreadable.add(str(error))
                 self._on_unreadable(item, error)
@@ -243,6 +300,13 @@ class BatchReader(Generic[Item]):
                     self.damaged.add(f"{item.path}: {loaded.warning}")
                 yield item, loaded
             self._fill()
+
+    def _take(self, future: Future[Loaded]) -> Loaded:
+        try:
+            return future.result()
+        finally:
+            self._room.take(self._taken)
+            self._taken += 1
 
     def _finish(self, count: int) -> None:
         self._finished += count
@@ -278,6 +342,7 @@ class BatchReader(Generic[Item]):
 
     def close(self) -> None:
         """Stop reading ahead."""
+        self._room.close()
         for _, future in self._ahead:
             if future:
                 future.cancel()

@@ -11,8 +11,10 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
 from typing import Optional
@@ -140,6 +142,16 @@ class RecordFile:
 def digest_of(**settings: object) -> str:
     """Give one text of all that records depend on."""
     return json.dumps(settings, sort_keys=True, default=str)
+
+
+def line_hash(line: str) -> int:
+    """Give 64 bits that tell index lines apart."""
+    return int.from_bytes(blake2b(line.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
+
+
+def line_hashes(lines: Iterable[str]) -> array[int]:
+    """Give the hash of each line, 8 bytes a line (type code Q)."""
+    return array("Q", map(line_hash, lines))
 
 
 def _framed(content: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import resource
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from utils.records import RecordFile
 
 MOST_SHARDS = 100_000
+SPARE_FILES = 200  # that a process has open besides records
 
 
 class Numbered(Protocol):
@@ -102,10 +104,25 @@ def joining(
     for shard in all_shards(count):
         if not shard.file(folder, kind).exists():
             raise DatasetError(f"shard {shard}: has no records in {folder}; run start.py --shard {shard}")
+    allow_open_files(count)
     with ExitStack() as stack:
         yield [stack.enter_context(open_file(shard)) for shard in all_shards(count)]
     for path in folder.glob(f"{kind}.*-of-*.records"):
         path.unlink(missing_ok=True)
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's own limit so that it can open `count` more files. Raises ConfigError where it mayn't."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + SPARE_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise ConfigError(
+            f"--merge: {count} shards are {wanted} open files, this process may have {hard}; "
+            f"start the container with --ulimit nofile={wanted}"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def check_all_done(is_done: Iterable[object], count: int) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,6 +16,7 @@ import pytest
 from utils import batches
 from utils.batches import Batch, BatchReader, Placing, Shot, Tally, check, input_side
 from utils.errors import ImageError
+from utils.machine import usable_cpus
 from utils.progress import Progress
 from utils.settings import LoaderSettings
 
@@ -89,6 +92,32 @@ def test_no_more_is_read_ahead_than_allowed(shots: list[Shot]) -> None:
     next(iter(reader))
     assert taken <= 40, "a group of two took more pictures than there are shapes"
     reader.close()
+
+
+def test_decoded_pictures_wait_within_a_bound(shots: list[Shot], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of pictures kept whole only so many are decoded ahead; all come, in the order of the files."""
+    size = 640 * 640 * 3
+    monkeypatch.setattr(batches, "MOST_AHEAD_BYTES", 3 * size)
+    lock, begun, taken, most = threading.Lock(), 0, 0, 0
+
+    def slow(shot: Shot, place: batches.Place[Shot], settings: LoaderSettings) -> batches.Loaded:
+        nonlocal begun, most
+        with lock:
+            begun += 1
+            most = max(most, begun - taken)
+        time.sleep(0.002 * (shot.index % 3))
+        return replace(batches.load(shot, place, settings), picture=np.zeros((640, 640, 3), np.uint8))
+
+    settings = LoaderSettings(batch_size=16, workers=2)
+    reader = BatchReader(shots * 3, MINIMAL, settings, lambda s, e: None, loading=slow)
+    found: list[int] = []
+    for item, _ in reader._loaded():
+        with lock:
+            taken += 1
+        found.append(item.index)
+    reader.close()
+    assert found == [shot.index for shot in shots] * 3
+    assert most <= 3 + min(2, usable_cpus()) + 1, "more was decoded than may wait"
 
 
 def test_leaving_early_ends_the_threads(shots: list[Shot]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from utils.batches import Shot
 from utils.errors import ConfigError, DatasetError
 from utils.records import RecordFile
 from utils.shards import Shard, all_shards, check_all_done, joining, parse_shard, shard_of_environment
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @given(items=st.integers(0, 50), count=st.integers(1, 9))
@@ -64,3 +68,19 @@ def test_what_has_no_record_names_its_shard() -> None:
     check_all_done(np.array([True, True]), 2)
     with pytest.raises(DatasetError, match=r"2 candidates have no record; run start\.py --shard 1/2"):
         check_all_done(np.array([True, False, True, False]), 2)
+
+
+def in_a_child(code: str) -> str:
+    """Run code in a process of its own, whose limits are nobody else's."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    return done.stdout + done.stderr
+
+
+def test_joining_many_shards_raises_the_limit_of_open_files() -> None:
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 900));"
+        "from utils.shards import allow_open_files; allow_open_files({count});"
+        "print([open('/dev/null') for _ in range({count})][0].closed)"
+    )
+    assert in_a_child(code.format(count=500)).strip() == "False"
+    assert "--ulimit nofile=1000" in in_a_child(code.format(count=800))
