@@ -256,19 +256,28 @@ class _Maker:
         if self.task == "train":
             names = names or self.source.class_names
         chosen = choose_weights(self.options.weights)  # as the task will
-        is_told = chosen is not None and chosen.suffix.lower() == ".pt"
-        if chosen is not None and is_told and not names:
-            names = read_checkpoint(chosen).names
+        if chosen is not None and not names:
+            names = self._stored_names(chosen)
         if not names and self.source.class_names:
             names = self.source.class_names
-            if chosen is not None and not is_told:
-                self.notes.append(f"class_names: the source's; those of {chosen.name} can't be read, only a .pt's can")
         if not names:
             asked = "neither weights nor source name any"
             if chosen is not None:
-                asked = f"{chosen.name} can't be asked (only a .pt can), and the source names none"
+                asked = f"{chosen.name} doesn't tell them, and the source names none"
             raise ConfigError(f"class_names: {asked}; give --class-names a,b")
         return tuple(names)
+
+    def _stored_names(self, path: Path) -> tuple[str, ...]:
+        """Give the classes that stand in a weights file; () and a note where it tells none."""
+        if path.suffix.lower() == ".pt":
+            return read_checkpoint(path).names
+        from formats.exported import Exported, open_weights
+
+        weights = open_weights(path)
+        if isinstance(weights, Exported) and weights.are_names_told:
+            return weights.names
+        self.notes.append(f"class_names: {path.name} doesn't tell them")
+        return ()
 
     # --- configuration ---
 

@@ -1,6 +1,6 @@
 """The public peer beside us, same pictures, same weights: detecting and validating, per picture and as whole commands.
 
-python -m benchmarks.against_peer [--what detect val large]
+python -m benchmarks.against_peer [--what detect onnx val large]
 
 The peer detects with --nosave: drawing pictures, which it does by default, is not counted against it.
 """
@@ -24,23 +24,33 @@ WEIGHTS = SHARED / "weights/yolov5n.pt"
 FRESH = itertools.count()
 
 
-def run_peer(kind: Kind, options: dict[str, object], scratch: Path) -> None:
+def run_peer(kind: Kind, options: dict[str, object], scratch: Path, weights: Path = WEIGHTS) -> None:
     """Run the peer once, its results in a folder of their own."""
     out = scratch / f"peer-{next(FRESH)}x"
-    run_quietly(peer_command(kind, WEIGHTS, options, out), peer_environment())  # type: ignore[arg-type]  # values are plain
+    run_quietly(peer_command(kind, weights, options, out), peer_environment())  # type: ignore[arg-type]  # values are plain
     shutil.rmtree(out, ignore_errors=True)
 
 
-def detect_variants(scratch: Path, count: int) -> dict[str, Callable[[], None]]:
-    """Detect in `count` pictures: start.py infer, and the peer's detect."""
+def detect_variants(scratch: Path, count: int, peers: Path = WEIGHTS) -> dict[str, Callable[[], None]]:
+    """Detect in `count` pictures: start.py infer with the backend that auto picks, and the peer's detect."""
     folder = many_pictures(scratch / f"detect{count}", count)
     task = make_task(folder, scratch / f"task{count}", "infer", TaskOptions(weights=(WEIGHTS,)))
     ours = [sys.executable, str(ROOT / "start.py"), f"--in={task.in_dir}", f"--out={task.out_dir}"]
     options = {"source": folder, "img": 640, "nosave": True}
     return {
         f"ours {count}": functools.partial(run_quietly, ours),
-        f"peer {count}": functools.partial(run_peer, "detect", options, scratch),
+        f"peer {count}": functools.partial(run_peer, "detect", options, scratch, peers),
     }
+
+
+def onnx_variants(scratch: Path, count: int) -> dict[str, Callable[[], None]]:
+    """Detect as above, the peer with the .onnx file that it exported itself, run by onnxruntime."""
+    copy = scratch / "exported" / WEIGHTS.name
+    if not copy.exists():
+        copy.parent.mkdir()
+        shutil.copy(WEIGHTS, copy)
+        run_quietly(peer_command("export", copy, {"imgsz": [640, 640], "include": ["onnx"]}), peer_environment())
+    return detect_variants(scratch, count, copy.with_suffix(".onnx"))
 
 
 def val_variants(scratch: Path, count: int) -> dict[str, Callable[[], None]]:
@@ -80,7 +90,12 @@ def large_variants(scratch: Path, count: int) -> dict[str, Callable[[], None]]:
     }
 
 
-KINDS = {"detect": (detect_variants, 32, 512), "val": (val_variants, 32, 512), "large": (large_variants, 8, 56)}
+KINDS = {
+    "detect": (detect_variants, 32, 512),
+    "onnx": (onnx_variants, 32, 256),
+    "val": (val_variants, 32, 512),
+    "large": (large_variants, 8, 56),
+}
 
 
 def main() -> None:

@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import yaml
 from PIL import Image, ImageOps
 
+from formats.agreement import sample_images
+from formats.options import ExportOptions
+from formats.writers import handed, write_onnx
 from make_task import TaskFolder, TaskOptions, main, make_task
+from models.checkpoint import read_checkpoint
 from utils.errors import ConfigError, DatasetError, ExecutorError, WeightsError
 from utils.labels import READERS, Labels, LabelSource, PictureFile, yolo_label_path
 from utils.shapes import write_shapes
@@ -323,18 +328,41 @@ def test_keys_of_nobody_are_kept_and_said_and_other_spellings_are_known(pictures
     assert config_of(made)["my_plugin"] == 1
 
 
-def test_classes_of_weights_that_cannot_be_asked_are_the_sources_or_have_to_be_given(
-    pictures: Path, tmp_path: Path
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, yolov5n_pt: Path) -> Path:
+    """An .onnx of ours."""
+    options = ExportOptions((64, 64), opset=11)
+    ours = handed(read_checkpoint(yolov5n_pt), sample_images([], (64, 64), 2), options)
+    (path,) = write_onnx(ours, tmp_path_factory.mktemp("exported") / "best")
+    return path
+
+
+def test_an_onnx_file_tells_its_classes(pictures: Path, tmp_path: Path, exported: Path) -> None:
+    made = make_task(pictures, tmp_path / "task", "infer", TaskOptions(weights=(exported,)))
+    assert config_of(made)["class_names"][:2] == ["person", "bicycle"] and made.notes == ()
+
+
+def test_classes_that_weights_do_not_tell_are_the_sources_or_have_to_be_given(
+    pictures: Path, tmp_path: Path, exported: Path
 ) -> None:
+    model = onnx.load(exported)
+    del model.metadata_props[:]
     weights = tmp_path / "best.onnx"
-    weights.write_bytes(b"not looked at")
+    onnx.save(model, weights)
     options = TaskOptions(weights=(weights,))
-    with pytest.raises(ConfigError, match=r"best\.onnx can't be asked .*; give --class-names a,b"):
+    with pytest.raises(ConfigError, match=r"best\.onnx doesn't tell them, .*; give --class-names a,b"):
         make_task(pictures, tmp_path / "task", "infer", options)
     (pictures / "data.yaml").write_text("{path: ., train: a, val: a, nc: 1, names: [cat]}")
     made = make_task(pictures / "data.yaml", tmp_path / "task", "infer", options)
     assert config_of(made)["class_names"] == ["cat"]
-    assert made.notes == ("class_names: the source's; those of best.onnx can't be read, only a .pt's can",)
+    assert made.notes == ("class_names: best.onnx doesn't tell them",)
+
+
+def test_weights_that_are_none_are_told_of_before_a_task_is(pictures: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "best.onnx"
+    weights.write_bytes(b"no graph")
+    with pytest.raises(WeightsError, match=r"best\.onnx: is no ONNX file"):
+        make_task(pictures, tmp_path / "task", "infer", TaskOptions(weights=(weights,)))
 
 
 def test_the_classes_are_those_of_the_weights_that_the_task_will_load(

@@ -45,6 +45,20 @@ def template(tmp_path_factory: pytest.TempPathFactory, coco_images: list[Path], 
     return in_dir
 
 
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory, coco_images: list[Path], yolov5n_pt: Path) -> Path:
+    """The data.yaml of eight pictures with labels."""
+    folder = tmp_path_factory.mktemp("labelled")
+    for part in ("images", "labels"):
+        (folder / part).mkdir()
+    for image in coco_images[:8]:
+        shutil.copy(image, folder / "images")
+        shutil.copy(image.parents[2] / "labels/train2017" / f"{image.stem}.txt", folder / "labels")
+    names = list(read_checkpoint(yolov5n_pt).names)
+    (folder / "data.yaml").write_text(yaml.safe_dump({"train": "images", "val": "images", "names": names}))
+    return folder / "data.yaml"
+
+
 @pytest.fixture
 def task(template: Path, tmp_path: Path) -> Path:
     shutil.copytree(template, tmp_path / "in", symlinks=True)
@@ -107,6 +121,38 @@ def test_every_form_gives_the_pts_results(algorithm: str, task: Path) -> None:
         for name, rows in boxes.items():
             if rows:
                 assert np.abs(np.array(found_boxes[name]) - rows).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "activation", [*(pytest.param(one, marks=pytest.mark.slow) for one in ("ReLU", "Hardswish")), "LeakyReLU"]
+)
+def test_an_activation_is_trained_handed_over_and_run(activation: str, labelled: Path, tmp_path: Path) -> None:
+    """Two tasks: one trains and leaves best.onnx, the other infers with it and with best.pt, and finds the same."""
+    settings = {"epochs": 1, "img_size": 96, "batch_size_per_gpu": 4, "num_workers_per_gpu": 1, "model": "yolov5n"}
+    settings.update(activation=activation, args_options="--exist-ok --noautoanchor --noplots")
+    make_task(labelled, tmp_path / "train", "train", TaskOptions(settings=settings))
+    assert run(tmp_path / "train") == 0
+    models = tmp_path / "train/out/models"
+    assert activation in read_checkpoint(models / "best.pt").activation
+    told = yaml.safe_load((models / "result.yaml").read_text())
+    assert {"best.pt", "best.onnx"} <= set(told["model_stages"][told["best_stage_name"]]["files"])
+    found = []
+    for form in ("pt", "onnx"):
+        # After one epoch from scratch all scores are low.
+        settings = {"img_size": 96, "letterbox": "square", "conf_thres": 1e-4, "max_det": 20, "precision": "fp32"}
+        folder = tmp_path / form
+        make_task(
+            labelled.parent / "images",
+            folder,
+            "infer",
+            TaskOptions(weights=(models / f"best.{form}",), settings=settings),
+        )
+        assert run(folder) == 0
+        entries = json.loads((folder / "out/infer-result.json").read_text())["detection"]
+        found.append({name: sorted(box["score"] for box in entry["boxes"]) for name, entry in entries.items()})
+    assert found[0].keys() == found[1].keys() and sum(map(len, found[0].values())) > 0
+    for name, scores in found[0].items():
+        np.testing.assert_allclose(found[1][name], scores, atol=1e-5)
 
 
 def test_names_that_a_file_does_not_tell_are_the_tasks(task: Path) -> None:

@@ -22,7 +22,7 @@ from formats.writers import WRITERS, Handed, handed, write_onnx, write_openvino,
 from models.checkpoint import Checkpoint, read_checkpoint
 from models.checkpoint_writer import SavedTraining, write_checkpoint, yaml_of
 from models.detector import build_model
-from models.yolo import make_model, read_spec
+from models.yolo import ModelSpec, make_model, read_spec
 from utils.errors import ConfigError, ExecutorError
 from utils.nms import select_boxes
 from utils.settings import NmsSettings
@@ -98,6 +98,23 @@ def test_an_onnx_file_finds_what_torch_finds(
     else:
         with pytest.raises(Exception, match="Got invalid dimensions"):
             run(path, images[:3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("opset", [11, 13, 17])
+@pytest.mark.parametrize("name", ["yolov5n", "yolov5s", "yolov5n6"])
+def test_whole_networks_in_every_form(
+    name: str, opset: int, dynamic: bool, checkpoint: Checkpoint, images: Images, tmp_path: Path
+) -> None:
+    """The official yolov5n, and two in full width and depth whose random weights give boxes and scores all the same."""
+    if name != "yolov5n":
+        write_network(read_spec(ROOT / f"models/{name}.yaml", 80), tmp_path / "net.pt")
+        checkpoint = read_checkpoint(tmp_path / "net.pt")
+    ours = ready(checkpoint, images, opset=opset, dynamic=dynamic, batch=2)
+    (path,) = write_onnx(ours, tmp_path / "best")
+    assert onnx.load(path).opset_import[0].version == opset
+    assert_equal_rows(run(path, images[:2])[0], plain_rows(checkpoint, images[:2]))
 
 
 def test_an_end_to_end_file_gives_inferences_boxes(checkpoint: Checkpoint, images: Images, tmp_path: Path) -> None:
@@ -211,13 +228,18 @@ def test_activations_that_chips_want(activation: str, tmp_path: Path) -> None:
     assert_network_is_handed_over(read_spec(ROOT / "models/yolov5n.yaml", 3, activation), tmp_path)
 
 
-def assert_network_is_handed_over(spec: Any, folder: Path, opset: int = 11) -> None:
+def write_network(spec: ModelSpec, path: Path) -> None:
+    """Write a checkpoint of random weights."""
     torch.manual_seed(0)
-    narrow = replace(spec, width_multiple=min(spec.width_multiple, 0.125), depth_multiple=0.33)
-    model = make_model(narrow).eval()
     names = tuple(f"class {number}" for number in range(spec.classes))
-    saved = SavedTraining(model, None, names, yaml_of(narrow), -1, None, None, None, "2026-11-25T01:02:03", {})
-    write_checkpoint(folder / "net.pt", saved)
+    model = make_model(spec).eval()
+    write_checkpoint(
+        path, SavedTraining(model, None, names, yaml_of(spec), -1, None, None, None, "2026-11-25T01:02:03", {})
+    )
+
+
+def assert_network_is_handed_over(spec: ModelSpec, folder: Path, opset: int = 11) -> None:
+    write_network(replace(spec, width_multiple=min(spec.width_multiple, 0.125), depth_multiple=0.33), folder / "net.pt")
     options = ExportOptions(input_hw=(128, 128), opset=opset, dynamic=True)
     ours = handed(read_checkpoint(folder / "net.pt"), sample_images([], (128, 128), 2), options)
     for write in (write_onnx, write_torchscript):

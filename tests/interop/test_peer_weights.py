@@ -1,4 +1,4 @@
-"""Weights that the public peer trained and saved are read, and find what the peer finds with them.
+"""Weights that the public peer trained and saved are read, and find what the peer finds with them; and ours there.
 
 Slow, and skipped where the peer isn't made: `make interop` makes it and runs these.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,7 @@ import yaml
 
 import detect
 from benchmarks.peer import PEER, Value, peer_command, peer_environment
+from tests.conftest import ROOT
 from utils.boxes import ious, to_xyxy
 
 pytestmark = [
@@ -62,9 +64,8 @@ def read(path: Path) -> np.ndarray:
     return np.loadtxt(path, ndmin=2) if path.is_file() else np.zeros((0, 6))
 
 
-@pytest.mark.parametrize("file", ["best.pt", "last.pt", "epoch0.pt"])
-def test_the_peers_weights_find_what_the_peer_finds(file: str, trained: Path, tmp_path: Path) -> None:
-    weights = trained / "weights" / file
+def assert_both_find_the_same(weights: Path, trained: Path, tmp_path: Path) -> None:
+    """Let the peer and detect.py look at the same pictures with the same file, and compare their texts."""
     options: dict[str, Value] = {"source": trained / "images", "data": trained / "data.yaml", "img": SIDE}
     options.update(conf_thres=CONF, save_txt=True, save_conf=True, nosave=True)
     run(peer_command("detect", weights, options, tmp_path / "theirs"))
@@ -90,3 +91,33 @@ def test_the_peers_weights_find_what_the_peer_finds(file: str, trained: Path, tm
                     assert (abs(overlaps - 0.45) < 0.01).any(), f"{picture.name}: class {class_id}, score {score}"
                 compared += 1
     assert compared > 50
+
+
+@pytest.mark.parametrize("file", ["best.pt", "last.pt", "epoch0.pt"])
+def test_the_peers_weights_find_what_the_peer_finds(file: str, trained: Path, tmp_path: Path) -> None:
+    assert_both_find_the_same(trained / "weights" / file, trained, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def ours(trained: Path, yolov5n_pt: Path) -> Path:
+    """The weights folder of an epoch of our own training on the same pictures."""
+    arguments = [
+        "--data",
+        str(trained / "data.yaml"),
+        "--weights",
+        str(yolov5n_pt),
+        "--epochs",
+        "1",
+        "--img",
+        str(SIDE),
+    ]
+    arguments += ["--batch-size", "16", "--workers", "1", "--device", "cpu", "--save-period", "1"]
+    command = [sys.executable, "train.py", *arguments, "--project", str(trained), "--name", "ours"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    return trained / "ours/weights"
+
+
+@pytest.mark.parametrize("file", ["best.pt", "last.pt", "epoch0.pt"])
+def test_the_peer_finds_with_what_we_trained_what_we_find(file: str, ours: Path, trained: Path, tmp_path: Path) -> None:
+    assert_both_find_the_same(ours / file, trained, tmp_path)
