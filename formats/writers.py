@@ -246,17 +246,28 @@ def write_openvino(handed: Handed, stem: Path) -> list[Path]:
 
 @contextmanager
 def _folder_beside(folder: Path) -> Iterator[Path]:
-    """Give a new folder, which takes the place of `folder` at the end, or vanishes on an error."""
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    """Give a new folder, which takes the place of `folder` at the end, or vanishes on an error; then the old one stays."""
+    beside, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
         beside.mkdir()
         yield beside
         for file in beside.iterdir():
             file.chmod(0o666)
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.replace(folder)
+            handle = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(handle)  # or a crash might leave names of empty files
+            finally:
+                os.close(handle)
+        if folder.exists():
+            folder.rename(old)  # one folder can't take another's place in one step
+        try:
+            beside.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        for path in (beside, old) if folder.exists() else (beside,):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 Writer = Callable[[Handed, Path], "list[Path]"]
