@@ -2,6 +2,7 @@
 
     python start.py                       # inside the image: /in and /out
     python start.py --in DIR --out DIR    # anywhere
+    python start.py --check --in DIR      # what would fail, before it does
 
 Modules that cost time are imported where they are needed, not here: a wrong configuration is told before torch is
 imported, and pictures are decoded while it is.
@@ -49,8 +50,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     sharing = parser.add_mutually_exclusive_group()
     sharing.add_argument("--shard", metavar="I/N", help="mine or infer only every N-th picture, from number I (0..N-1)")
     sharing.add_argument("--merge", metavar="N", help="write the results of N shards, which have all ended")
+    sharing.add_argument(
+        "--check", action="store_true", help="only say what would fail or be slow, and what to do; writes nothing"
+    )
     arguments = parser.parse_args(argv)
     prepare_process()
+    if arguments.check:
+        import check
+
+        return check.main(arguments.in_dir, arguments.out_dir)
     monitor = Monitor(arguments.out_dir / "monitor.txt", "default-task")
     try:
         asked = read_part(arguments.shard, arguments.merge)

@@ -246,7 +246,7 @@ def write_openvino(handed: Handed, stem: Path) -> list[Path]:
 
 @contextmanager
 def _folder_beside(folder: Path) -> Iterator[Path]:
-    """Give a new folder, which takes the place of `folder` at the end, or vanishes on an error; then the old one stays."""
+    """Give a new folder, which takes the place of `folder` at the end, or vanishes on an error."""
     beside, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
         beside.mkdir()

@@ -42,7 +42,7 @@ def scan_sets(job: TrainJob, progress: Progress, tells: bool = True) -> Scans:
         scans[name] = replace(scan, table=scan.table.as_one_class(ONE_CLASS)) if config.single_cls else scan
         if tells:
             _tell(name, labelled, scans[name])
-    _check(scans["train"])
+    refuse_nothing_to_learn(scans["train"])
     if tells and not len(scans["val"].table):
         LOGGER.warning("there is no picture to validate on: no figure tells how good the model is, mAP is given as 0")
     return Scans(scans["train"], scans["val"])
@@ -54,7 +54,8 @@ def _tell(name: str, labelled: LabelledSet, scan: Scan) -> None:
             LOGGER.info("%s: %s", name, line)
 
 
-def _check(train: Scan) -> None:
+def refuse_nothing_to_learn(train: Scan) -> None:
+    """Raise DatasetError for a training set without a picture, or without a box."""
     reasons = "; ".join(train.lines()[1:])
     if not len(train.table):
         raise DatasetError(f"training set: not one picture can be used: {reasons or 'it is empty'}")
