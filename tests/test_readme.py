@@ -32,7 +32,8 @@ DOORS = ("start", "make_task", "train", "val", "detect", "export", "demo")
 FOREIGN_OPTIONS = {  # docker's and torchrun's
     "--rm", "--network", "--user", "--gpus", "--shm-size", "--memory", "--cpus", "--nproc_per_node",
 }  # fmt: skip
-COMING = ("docs/images.md", "--check")  # told of here, built beside: what is there by now is tested like all else
+# Told of here, built beside: what is there by now is tested like all else.
+COMING = ("docs/images.md", "docs/licences.md", "--check")
 NO_VALUE = "\N{EN DASH}"
 PLATFORM = {"object_type", "class_names", "gpu_id", "gpu_count", "task_id", "pretrained_model_params"} | {
     "model_params_path"
