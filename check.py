@@ -6,10 +6,8 @@ described by a yaml. Large sets are looked at in samples. What would end the tas
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
-import resource
 import shutil
 import sys
 from collections import Counter
@@ -23,13 +21,14 @@ from typing import TYPE_CHECKING, Callable, Optional
 from utils.batches import Shot
 from utils.errors import DatasetError, ExecutorError, ImageError
 from utils.machine import count_cpus
+from utils.picture_store import free_memory_bytes
 from utils.pictures import read_picture_hw
 from utils.process import one_line
 from utils.progress import Progress
 from utils.settings import EngineSettings, PictureSettings
 from ymir.config import TaskConfig, infer_config, mining_config, read_env, read_task
 from ymir.index import Candidate, candidate_index
-from ymir.params import OTHER_SPELLINGS, SHOWN, TaskParams
+from ymir.params import OTHER_SPELLINGS, SHOWN, nearest_key
 
 if TYPE_CHECKING:
     from ymir.train_config import TrainTask
@@ -137,11 +136,10 @@ def kind_of(task: TaskConfig) -> str:
 
 def check_keys(task: TaskConfig) -> Iterator[Finding]:
     """Look for keys that nobody reads, which may be slips."""
-    known = sorted(set(TaskParams.model_fields) | set(OTHER_SPELLINGS))
     for key in (task.params.model_extra or {}).keys() - set(OTHER_SPELLINGS):
-        near = difflib.get_close_matches(key, known, 1, 0.75)
+        near = nearest_key(key[:SHOWN])
         if near:
-            yield Finding(Level.LOOK, "config.yaml", f"{key[:SHOWN]}: is read by nobody; {near[0]} is a key")
+            yield Finding(Level.LOOK, "config.yaml", f"{key[:SHOWN]}: is read by nobody; {near} is a key")
 
 
 def check_reading(task: TaskConfig) -> Iterator[Finding]:
@@ -368,36 +366,13 @@ def check_cpus(task: TaskConfig) -> Iterator[Finding]:
             "processors",
             f"{ranks} GPUs with {cpus.usable} processors: pictures may come too slowly for them",
         )
-    free = free_memory()
+    free = free_memory_bytes()
     wanted = ranks * (task.params.batch_size_per_gpu + 2 * task.params.num_workers_per_gpu) * PICTURE_BYTES // 4 + (
         1 << 30
     )
     level = Level.OK if free > wanted else Level.LOOK
     advice = "" if free > wanted else f", {wanted >> 20} MB may be wanted: make batch_size_per_gpu smaller"
     yield Finding(level, "memory", f"{free >> 20} MB are free{advice}")
-
-
-def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Give the bytes that this process may still take, by the machine, its container and its own limit."""
-    found = []
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            found.append(int(line.split()[1]) * 1024)
-    limit, used = (_number(cgroup / name) for name in ("memory.max", "memory.current"))
-    if limit is not None and used is not None:
-        found.append(max(limit - used, 0))
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != resource.RLIM_INFINITY:
-        found.append(soft)
-    return min(found, default=0)
-
-
-def _number(file: Path) -> Optional[int]:
-    try:
-        text = file.read_text().strip()
-    except (OSError, ValueError):
-        return None
-    return int(text) if text.isdecimal() else None
 
 
 def check_out(task: TaskConfig) -> Iterator[Finding]:

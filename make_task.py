@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import errno
 import os
 import random
@@ -28,7 +27,7 @@ from utils.errors import ConfigError, DatasetError, ExecutorError, ImageError, W
 from utils.labels import FaultLog
 from utils.safe_yaml import parse_yaml, read_yaml
 from utils.sources import Source, open_source
-from ymir.params import OTHER_SPELLINGS, TaskParams
+from ymir.params import KNOWN_KEYS, nearest_key
 from ymir.weights import choose_weights
 
 TASKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -42,7 +41,6 @@ TASKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 TEMPLATES: Mapping[str, str] = MappingProxyType({"train": "training", "infer": "infer", "mining": "mining"})
 PLACINGS = ("auto", "copy", "link")  # auto: hard links, copies where the file system has none
 STAGE = "yolov5_best"
-KNOWN_KEYS = (*TaskParams.model_fields, *OTHER_SPELLINGS)
 TOLD_OF_TRAINING = ("model", "epochs", "img_size", "batch_size_per_gpu", "gpu_id")
 
 
@@ -68,9 +66,9 @@ class TaskOptions:
         if "class_names" in self.settings:
             raise ConfigError("--set class_names: give --class-names a,b")
         for key in self.unread_keys:
-            near = difflib.get_close_matches(key.lower(), KNOWN_KEYS, n=1, cutoff=0.7)
+            near = nearest_key(key)
             if near:
-                raise ConfigError(f"--set {key}: there is no such key; the nearest one is {near[0]}")
+                raise ConfigError(f"--set {key}: there is no such key; the nearest one is {near}")
         if self.limit < 0 or not 0 <= self.val_share < 1:
             raise ConfigError(
                 "limit: need 0 or more" if self.limit < 0 else "val-share: need a share from 0 to below 1"

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import start
-from check import Level, free_memory
+from check import Level
 from tests import test_start, test_start_training
 from tests.conftest import ROOT
 from tests.test_start import config, template  # noqa: F401  # a fixture
@@ -138,15 +138,6 @@ def test_a_check_of_an_inference_needs_no_torch(task: Path) -> None:
     command = [sys.executable, "-c", script, "--check", "--in", str(task / "in"), "--out", str(task / "out")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
-
-
-def test_memory_is_what_the_container_leaves(tmp_path: Path) -> None:
-    assert free_memory(tmp_path) > 0
-    (tmp_path / "memory.max").write_text("2000000\n")
-    (tmp_path / "memory.current").write_text("500000\n")
-    assert free_memory(tmp_path) == 1_500_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert free_memory(tmp_path) > 2_000_000
 
 
 def test_the_door(task: Path) -> None:

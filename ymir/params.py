@@ -5,6 +5,7 @@ default, and each value is read from any spelling that says the same.
 """
 
 # No `from __future__ import annotations`: pydantic would have to evaluate every annotation again, at every start.
+import difflib
 import math
 import re
 from collections import Counter
@@ -280,6 +281,15 @@ class TaskParams(BaseModel):
             if other in given:
                 given.setdefault(key, given[other])
         return given
+
+
+KNOWN_KEYS = (*TaskParams.model_fields, *OTHER_SPELLINGS)
+
+
+def nearest_key(key: str) -> Optional[str]:
+    """Give the key that somebody may have meant by one that nobody reads."""
+    near = difflib.get_close_matches(key.lower(), KNOWN_KEYS, n=1, cutoff=0.7)
+    return near[0] if near else None
 
 
 def _is_empty(value: Any) -> bool:
