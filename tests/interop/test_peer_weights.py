@@ -9,6 +9,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -64,6 +66,14 @@ def read(path: Path) -> np.ndarray:
     return np.loadtxt(path, ndmin=2) if path.is_file() else np.zeros((0, 6))
 
 
+@dataclass(frozen=True, eq=False)
+class Alone:
+    """A box that only one of two found. row: class, cx, cy, w, h, score."""
+
+    row: np.ndarray
+    is_close_call: bool
+
+
 def assert_both_find_the_same(weights: Path, trained: Path, tmp_path: Path) -> None:
     """Let the peer and detect.py look at the same pictures with the same file, and compare their texts."""
     options: dict[str, Value] = {"source": trained / "images", "data": trained / "data.yaml", "img": SIDE}
@@ -72,28 +82,51 @@ def assert_both_find_the_same(weights: Path, trained: Path, tmp_path: Path) -> N
     arguments = ["--source", str(trained / "images"), "--weights", str(weights), "--img", str(SIDE), "--save-txt"]
     arguments += ["--save-conf", "--conf-thres", str(CONF), "--nosave", "--precision", "fp32", "--device", "cpu"]
     assert detect.main([*arguments, "--project", str(tmp_path), "--name", "ours"]) == 0
-    compared = 0
+    compared = odd = 0
     for picture in sorted((trained / "images").glob("*.jpg")):
-        pixels = cv2.imread(str(picture))
-        assert pixels is not None
-        height, width = pixels.shape[:2]
-        tolerance_px = 0.5 * max(height, width) / SIDE + 1.01  # half an input pixel, and corners rounded to whole ones
         ours, theirs = (read(tmp_path / who / f"labels/{picture.stem}.txt") for who in ("ours", "theirs"))
-        for one, others in ((theirs, ours), (ours, theirs)):
-            for class_id, cx, cy, w, h, score in one[one[:, 5] > CONF + 0.002]:
-                near = (others[:, 0] == class_id) & (abs(others[:, 5] - score) < 2e-3)
-                gaps = abs(others[near, 1:5] - [cx, cy, w, h]) * [width, height, width, height]
-                if not (gaps.max(1, initial=0) <= 2 * tolerance_px).any() or not near.any():
-                    # The peer moves classes apart by adding 7680 px each in fp32, which rounds corners to 1/32 px: a
-                    # box that overlaps a better one by just .45 may come or go.
-                    better = others[(others[:, 0] == class_id) & (others[:, 5] > score)]
-                    overlaps = ious(to_xyxy(np.array([[cx, cy, w, h]])), to_xyxy(better[:, 1:5]))
-                    # Of two that overlap and score all but the same, either may be the better one.
-                    twins = ious(to_xyxy(np.array([[cx, cy, w, h]])), to_xyxy(others[near, 1:5]))
-                    is_close_call = (abs(overlaps - 0.45) < 0.01).any() or (twins > 0.44).any()
-                    assert is_close_call, f"{picture.name}: class {class_id}, score {score}"
-                compared += 1
-    assert compared > 50
+        alone = [*without_partner(ours, theirs, picture), *without_partner(theirs, ours, picture)]
+        compared, odd = compared + len(ours) + len(theirs), odd + len(alone)
+        unexplained = not_by_a_close_call(alone)
+        assert not unexplained, f"{picture.name}: {unexplained[0]}"
+    assert compared > 100 and odd < 0.01 * compared
+
+
+def without_partner(one: np.ndarray, others: np.ndarray, picture: Path) -> Iterator[Alone]:
+    """Give the boxes of `one` that no box of the others equals, but for rounding."""
+    pixels = cv2.imread(str(picture))
+    assert pixels is not None
+    height, width = pixels.shape[:2]
+    tolerance_px = 0.5 * max(height, width) / SIDE + 1.01  # half an input pixel, and corners rounded to whole ones
+    for row in one[one[:, 5] > CONF + 0.002]:
+        same = others[others[:, 0] == row[0]]
+        near = same[abs(same[:, 5] - row[5]) < 2e-3]
+        gaps = abs(near[:, 1:5] - row[1:5]) * [width, height, width, height]
+        if not (gaps.max(1, initial=0) <= 2 * tolerance_px).any() or not len(near):
+            overlaps = overlaps_of(row, same[same[:, 5] > row[5]])
+            yield Alone(row, bool((abs(overlaps - 0.45) < 0.05).any()))
+
+
+def not_by_a_close_call(alone: list[Alone]) -> list[Alone]:
+    """Give those that no close call explains.
+
+    The peer moves classes apart by adding 7680 px each in fp32, which rounds corners to 1/32 px: a box that overlaps a
+    better one by just .45 (.05 more or less, for whole pixels) may come or go, and with it those that it suppresses.
+    """
+    known = [one for one in alone if one.is_close_call]
+    rest = [one for one in alone if not one.is_close_call]
+    for _ in range(len(rest)):
+        rows = np.array([one.row for one in known]).reshape(-1, 6)
+        more = [one for one in rest if (overlaps_of(one.row, rows[rows[:, 0] == one.row[0]]) > 0.4).any()]
+        known += more
+        rest = [one for one in rest if one not in more]
+    return rest
+
+
+def overlaps_of(row: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The IoU of a box with each of the others."""
+    shares: np.ndarray = ious(to_xyxy(row[None, 1:5]), to_xyxy(others[:, 1:5]))[0]
+    return shares
 
 
 @pytest.mark.parametrize("file", ["best.pt", "last.pt", "epoch0.pt"])
