@@ -13,7 +13,8 @@ from typing import Optional
 
 Capability = tuple[int, int]
 
-# What the torch of each image was built for (torch 2.14.1, 2.0.1, 1.12.1), the newest first; tried on 28 Nov 2026.
+# What the torch of each image was built for, the newest first: of cuda (2.14.1) and cuda102 (1.12.1) as the builds say
+# themselves; of cuda111 (2.0.1), which was not installed here, only supposed.
 IMAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "cuda": ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"),
