@@ -35,13 +35,19 @@ PHRASES = (
 )
 # Looked up by hand where a package tells nothing.
 BY_HAND: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {"ymir-exc": ("unstated", "its metadata say UNKNOWN, it holds no licence file, and its page on PyPI names none")}
+    {
+        "ymir-exc": ("unstated", "looked up: its metadata say UNKNOWN, and it holds no licence file"),
+        "cuda-toolkit": ("NVIDIA's own terms", "looked up: holds no files, only names NVIDIA's other packages"),
+    }
 )
+# Part of the stand-ins for base images only (../shared/tools/containers): Debian's venv brings it.
+NOT_OURS = ("pkg-resources",)
+STRONG_COPYLEFT = re.compile(r"(?<!L)GPL|GNU (Affero )?General Public", re.IGNORECASE)
 # Which licences may be joined with ours (Apache-2.0) in an image, and on what terms.
 KINDS = (
-    (re.compile(r"NVIDIA|LicenseRef-NVIDIA", re.IGNORECASE), "proprietary", "may be redistributed as part of an application"),
+    (re.compile(r"NVIDIA", re.IGNORECASE), "proprietary", "may be redistributed as part of an application"),
     (re.compile(r"unstated"), "unstated", "no right is given in words; used as published, on PyPI, for this platform"),
-    (re.compile(r"LGPL|Lesser", re.IGNORECASE), "weak copyleft", "used as it is, as a package of its own that a user can replace"),
+    (re.compile(r"LGPL|Lesser", re.IGNORECASE), "weak copyleft", "used as it is; a user can replace it"),
     (re.compile(r"MPL|Mozilla", re.IGNORECASE), "weak copyleft", "used as it is; its files keep their licence"),
     (
         re.compile(
@@ -73,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     rows = {Path(file).stem: [Package(**one) for one in json.loads(Path(file).read_text())] for file in arguments}
     PAGE.write_text(page(rows), encoding="utf-8")
-    unknown = {one.name for row in rows.values() for one in row if not kind_of(one.licence)[0]}
+    unknown = {one.name for row in rows.values() for one in row if not kind_of(one.licence)[0]} - set(NOT_OURS)
     if unknown:
         sys.stderr.write(f"licences.py: nobody has looked at the licences of {', '.join(sorted(unknown))}\n")
     return 1 if unknown else 0
@@ -89,10 +95,10 @@ def told(package: Distribution) -> Package:
 def findings(package: Distribution, name: str) -> Iterator[tuple[str, str]]:
     """Give each licence that is found, and how, the surest first."""
     metadata = package.metadata
-    expression = str(metadata.get("License-Expression") or "").strip()
+    expression = str(metadata["License-Expression"] or "").strip()
     if expression:
         yield expression, "License-Expression"
-    field = str(metadata.get("License") or "").strip()
+    field = str(metadata["License"] or "").strip()
     if field and "\n" not in field and len(field) <= SHORT and field.upper() not in ("UNKNOWN", "DUAL LICENSE"):
         yield field, "License field"
     named = [one.rpartition(" :: ")[2] for one in metadata.get_all("Classifier") or () if one.startswith("License :: ")]
@@ -120,12 +126,14 @@ def licence_files(package: Distribution) -> Iterator[tuple[str, str]]:
 
 def kind_of(licence: str) -> tuple[str, str]:
     """Give what kind of licence it is, and what that means for an image; ("", "") for one that isn't known."""
+    if STRONG_COPYLEFT.search(licence):
+        return "", ""
     return next(((kind, means) for pattern, kind, means in KINDS if pattern.search(licence)), ("", ""))
 
 
 def page(rows: Mapping[str, Sequence[Package]]) -> str:
     """Give docs/licences.md."""
-    names = sorted({one.name for row in rows.values() for one in row})
+    names = sorted({one.name for row in rows.values() for one in row} - set(NOT_OURS))
     by_row = {row: {one.name: one for one in packages} for row, packages in rows.items()}
     lines = [
         "# Licences of what the images hold",
@@ -148,10 +156,10 @@ def page(rows: Mapping[str, Sequence[Package]]) -> str:
         lines.append(f"| {kind} | {kinds[kind]} | {'; '.join(means)} |")
     lines += [
         "",
-        "Beside them: Python (PSF-2.0), Debian's packages of the base image (each with its `/usr/share/doc/*/copyright`)"
-        " and the font fonts-wqy-microhei (Apache-2.0, or GPL-3.0 with font exception). opencv-python-headless holds FFmpeg"
-        " (LGPL-2.1), loaded as a library. The images hold no weights unless you put some into `weights/`: YOLOv5's own are"
-        " AGPL-3.0.",
+        "Beside them: Python (PSF-2.0), Debian's packages of the base image (each with its",
+        "`/usr/share/doc/*/copyright`) and the font fonts-wqy-microhei (Apache-2.0, or GPL-3.0 with font exception).",
+        "opencv-python-headless holds FFmpeg (LGPL-2.1), loaded as a library. The images hold no weights unless you",
+        "put some into `weights/`: YOLOv5's own are AGPL-3.0.",
         "",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Tests of built images are left out where there is no engine with such an image: they are no part of the default run."""
+"""Tests of built images are left out, not skipped, where no engine has such an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The container engine that tests of built images talk to, where one is up: plain `docker` commands, nothing is built here."""
+"""The container engine that tests of built images talk to, where one is up. Nothing is built here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AS_THE_PLATFORM = ("--user", f"{USER[0]}:{USER[1]}", "--network", "none", "--rea
 
 
 def _environment() -> dict[str, str]:
-    """Give the environment of `docker`: the engine of ../shared/tools/containers, if it is up, else the machine's own."""
+    """Point `docker` at the engine of ../shared/tools/containers, if it is up, else leave it the machine's own."""
     state = Path(os.environ.get("CONTAINERS_STATE") or Path(tempfile.gettempdir()) / "ctr")
     socket = state / "engine.sock"
     return {**os.environ, "DOCKER_HOST": f"unix://{socket}"} if socket.exists() else dict(os.environ)
