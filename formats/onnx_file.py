@@ -69,16 +69,33 @@ def make_onnx(
                 do_constant_folding=not training,
                 **options,
             )
-    except (ValueError, RuntimeError, torch.onnx.errors.OnnxExporterError) as cause:
+    except _exporter_failures() as cause:
         first = str(cause).strip().partition("\n")[0][:200]
         raise ConfigError(
-            f"opset {opset}: this torch ({torch.__version__}) can't write the network in it: {first}"
+            f"opset {opset}: this torch ({torch.__version__}) can't write the network in it: {first}; "
+            f"what it writes is 7 to {newest_opset()}"
         ) from cause
     model = onnx.load_model_from_string(file.getvalue())
     written = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
     if written != opset:
         raise ExecutorError(f"opset {opset} was asked for, {written} was written")
     return model
+
+
+def newest_opset() -> int:
+    """Give the newest opset that torch writes by tracing a network, whichever torch is installed."""
+    from torch.onnx import _constants
+
+    # The second is torch 1.12's. torch doesn't say it publicly.
+    names = ("ONNX_TORCHSCRIPT_EXPORTER_MAX_OPSET", "onnx_main_opset", "ONNX_MAX_OPSET")
+    return next(int(getattr(_constants, name)) for name in names if hasattr(_constants, name))
+
+
+def _exporter_failures() -> tuple[type[Exception], ...]:
+    """Give what torch's exporter raises: torch 1.12 has no base for its own errors."""
+    errors: Any = getattr(torch.onnx, "errors", None)
+    own: Any = getattr(torch.onnx, "CheckerError", ValueError) if errors is None else errors.OnnxExporterError
+    return ValueError, RuntimeError, own
 
 
 def _knows_dynamo() -> bool:

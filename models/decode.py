@@ -91,7 +91,7 @@ class RawMaps:
             rows, pictures = self._above(objectness)
             counts = torch.bincount(pictures, minlength=len(self)).tolist()
             # Levels were joined one after another; a stable sort brings each picture's rows together in order.
-            return list(torch.split(rows[pictures.argsort(stable=True)].cpu(), counts))
+            return list(torch.split(rows[torch.sort(pictures, stable=True)[1]].cpu(), counts))
         # A vectorised sigmoid differs in the last bit from that of a remainder: picture by picture, no result depends
         # on how many rows its neighbours have.
         return [self[place]._above(objectness)[0] for place in range(len(self))]
@@ -121,8 +121,9 @@ class RawMaps:
         """raw: (..., 5 + nc); cells: (...), the place among the level's anchors: (anchor x H + y) x W + x."""
         height, width = self.levels[number].shape[1:3]
         stride = self.strides[number]
-        grid = torch.stack((cells % width, cells // width % height), -1)  # (..., 2)
-        anchors_px = self.anchors_px[number][cells // (height * width)]  # (..., 2)
+        lines = torch.div(cells, width, rounding_mode="floor")  # // warns in torch 1.12
+        grid = torch.stack((cells % width, lines % height), -1)  # (..., 2)
+        anchors_px = self.anchors_px[number][torch.div(lines, height, rounding_mode="floor")]  # (..., 2)
         rows = raw.sigmoid()
         centre = (rows[..., 0:2] * 2 - 0.5 + grid) * stride
         size = (rows[..., 2:4] * 2) ** 2 * anchors_px

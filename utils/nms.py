@@ -52,7 +52,7 @@ def select_rows(rows: Tensor, settings: NmsSettings) -> Tensor:
 
 def _selected(rows: Tensor, settings: NmsSettings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     boxes, scores, class_ids, sources = _scored(rows, settings)
-    order = scores.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
+    order = torch.sort(scores, descending=True, stable=True)[1][:MAX_CANDIDATES]  # argsort has no stable in torch 1.12
     boxes, scores, class_ids = boxes[order], scores[order], class_ids[order]
     kept = _keep(boxes, scores, class_ids, settings)
     return boxes[kept], scores[kept], class_ids[kept], sources[order[kept]]
