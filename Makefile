@@ -1,6 +1,7 @@
 # What a person runs here. `make` alone lists it.
 
 PYTHON ?= python3
+PYTHON39 ?= python3.9
 PY := .venv/bin/python
 THREADS := $(shell nproc 2>/dev/null || echo 1)
 # One team of threads, which sleeps when it has nothing to do.
@@ -8,10 +9,10 @@ THREADED := OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=PASSIVE
 SOURCE := $(wildcard *.py) utils models formats mining training ymir benchmarks tests
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all lint interop bench clean
+.PHONY: help env demo test test-all test-py39 lint interop bench clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
 
 env: ## make .venv (once; PYTHON=python3.11 picks the interpreter)
 	@PYTHON="$(PYTHON)" bash .ci/make-env
@@ -24,6 +25,9 @@ test: env ## the tests, without the slow ones (ARGS=... for pytest); a process o
 
 test-all: env ## all tests
 	@$(THREADED) $(PY) -m pytest $(ARGS)
+
+test-py39: ## the core tests on Python 3.9 and torch 1.12, which the old CUDA images have (PYTHON39=/usr/bin/python3.9)
+	@PYTHON39="$(PYTHON39)" bash .ci/test-py39 $(ARGS)
 
 lint: env ## style and types
 	@$(PY) -m ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from models.yolo import DetectionModel, parse_spec
 from utils.batches import Batch, Canvas, Item
 from utils.detections import Detections
 from utils.errors import ConfigError, DeviceError, DeviceMemoryError, NoDeviceError, WeightsError
+from utils.gpus import has_code_for, told_of_gpu
 from utils.letterbox import input_stride
 from utils.machine import usable_cpus
 from utils.nms import select_boxes
@@ -75,7 +77,7 @@ def as_tensor(array: Any) -> Tensor:
 def choose_device(text: str) -> torch.device:
     """Give the device for a gpu_id or --device text: "" or "cpu", or indices of which the first counts.
 
-    Raises NoDeviceError for a GPU that isn't there.
+    Raises NoDeviceError for a GPU that isn't there, DeviceError for one that torch has no code for.
     """
     cleaned = text.strip().lower().replace("cuda:", "")
     if cleaned in CPU_NAMES:
@@ -87,12 +89,28 @@ def choose_device(text: str) -> torch.device:
     missing = [index for index in indices if int(index) >= there]
     if missing:
         raise NoDeviceError(
-            f"gpu_id: GPU {missing[0]} was asked for, {there} are visible to this process; to run on the CPU give "
-            "gpu_id '' (--device cpu), or start the container with --gpus"
+            f"gpu_id: GPU {missing[0]} was asked for, {there} are visible to this process{'' if there else _why_none()}"
+            "; to run on the CPU give gpu_id '' (--device cpu), or start the container with --gpus"
         )
+    device = torch.device("cuda", int(indices[0]))
+    with device_errors():
+        name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        arch_list = torch.cuda.get_arch_list()
+    if not has_code_for(capability, arch_list):
+        raise DeviceError(told_of_gpu(name, capability, arch_list, torch.__version__))
     if len(indices) > 1:
         LOGGER.info("gpu_id %s: GPU %s is used, one task runs on one GPU", text, indices[0])
-    return torch.device("cuda", int(indices[0]))
+    return device
+
+
+def _why_none() -> str:
+    """Give in brackets why torch sees no GPU: there is no driver, it is too old, or torch has no CUDA."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # torch's own
+    except (RuntimeError, AssertionError) as cause:  # the second: a torch without CUDA
+        first = re.split(r"[.\n] ?", str(cause).strip(), maxsplit=1)[0][:100]
+        return f" ({first})" if first else ""
+    return ""
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
