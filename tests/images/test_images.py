@@ -16,6 +16,7 @@ from models.checkpoint import read_checkpoint
 from tests.conftest import ROOT
 from tests.images.engine import USER, inspect, run, run_task
 from tests.images.recipes import context
+from utils.gpus import IMAGES
 
 pytestmark = pytest.mark.image
 
@@ -76,6 +77,14 @@ def test_it_is_configured_as_the_platform_needs_it(image: str) -> None:
     assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
     if "cpu" not in image:
         assert environment["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+
+
+def test_its_torch_has_code_for_the_gpus_that_we_say(image: str) -> None:
+    row = image.rpartition(":")[2]
+    if row not in IMAGES:
+        return  # the cpu image's torch is whatever PIP_ARGS brought
+    done = run(image, "python3", "-c", "import torch; print(torch._C._cuda_getArchFlags())")
+    assert tuple(done.stdout.split()) == IMAGES[row]
 
 
 def finished(out_dir: Path) -> bool:
