@@ -44,7 +44,8 @@ class _Graph:
         """Add a node of named outputs."""
         from onnx import helper
 
-        self.model.graph.node.append(helper.make_node(kind, list(inputs), list(names), **attributes))
+        # Nodes have names of their own: of those without, onnxruntime 1.19 makes two of one name when it joins some.
+        self.model.graph.node.append(helper.make_node(kind, list(inputs), list(names), name=names[0], **attributes))
         return names
 
     def over_axis(self, kind: str, value: str, axis: int, name: str = "", **attributes: Any) -> str:

@@ -42,7 +42,7 @@ def onnxruntime_runner(content: Content, precision: str, threads: int) -> Run:
         session = ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except failures as cause:
         if "alloc" in str(cause).lower():  # what is constant is computed here
-            raise DeviceMemoryError(f"memory ran out in loading {_name(content)}") from cause
+            raise DeviceMemoryError(f"{_name(content)}: memory ran out in loading it") from cause
         raise WeightsError(f"{_name(content)}: onnxruntime refuses it: {_first_line(cause)}") from cause
     name = session.get_inputs()[0].name
     output = session.get_outputs()[0].name
