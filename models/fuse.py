@@ -52,7 +52,8 @@ def pack_for_cpu(model: nn.Module, dtype: torch.dtype) -> bool:
     """
     if not _can_pack(dtype):
         return False
-    weights_bytes = sum(parameter.numel() * dtype.itemsize for parameter in model.parameters())
+    itemsize = torch.empty((), dtype=dtype).element_size()  # torch 2.0 packs, and its dtypes have no itemsize
+    weights_bytes = sum(parameter.numel() * itemsize for parameter in model.parameters())
     most_shapes = max(1, min(MOST_SHAPES, MOST_PACKED_BYTES // max(weights_bytes, 1)))
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

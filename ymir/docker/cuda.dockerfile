@@ -1,0 +1,60 @@
+# The executor for GPUs from compute 7.5 on, with a driver for CUDA 13 (580 or later) (docs/images.md). In the project's root:
+#   docker build -t your/ymir-executor:ymir2.0.0-cuda-yolov5 -f ymir/docker/cuda.dockerfile .
+
+# Our own files, readable by any user whatever the umask of the clone. Bytecode is made below, by the image's own Python.
+FROM python:3.11-slim-bookworm AS source
+COPY . /app
+RUN mkdir -p /app/weights \
+    && mv /app/weights /weights \
+    && mkdir /img-man \
+    && cp /app/ymir/img-man/*.yaml /img-man/ \
+    && chmod -R u=rwX,go=rX /app /weights /img-man \
+    && python3 -m compileall -q /app
+
+FROM python:3.11-slim-bookworm
+
+# Chinese, Japanese and Korean class names in figures.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends fonts-wqy-microhei=0.2.0-beta-3.1 \
+    && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/apt /var/log/dpkg.log
+
+# A mirror of PyPI: --build-arg PIP_INDEX_URL=https://... The hashes of the locks hold for it too.
+ARG PIP_INDEX_URL
+# More options for pip, such as --proxy.
+ARG PIP_ARGS=""
+COPY ymir/docker/locks/torch-py311.txt /usr/share/ymir-yolov5/
+# hadolint ignore=SC2086
+RUN pip install --no-cache-dir --no-deps --require-hashes $PIP_ARGS -r /usr/share/ymir-yolov5/torch-py311.txt \
+    && find /usr/local/lib/python3.11/site-packages -name '*.a' -delete
+COPY ymir/docker/locks/py311.txt /usr/share/ymir-yolov5/
+# hadolint ignore=SC2086
+RUN pip install --no-cache-dir --no-deps --require-hashes $PIP_ARGS -r /usr/share/ymir-yolov5/py311.txt \
+    && pip check
+
+# Nothing is written but /out and /tmp, by whatever user: HOME is / for one that has no name here.
+ENV LANG=C.UTF-8 \
+    HOME=/ \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    MPLCONFIGDIR=/tmp/matplotlib \
+    XDG_CACHE_HOME=/tmp/cache \
+    TORCH_HOME=/tmp/torch
+# What NVIDIA's runtime lets in; without a driver the image runs on the CPU.
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+COPY --from=source /img-man /img-man
+COPY --from=source /weights /app/weights
+COPY --from=source /app /app
+
+ARG VERSION=0.1.0
+ARG REVISION=""
+LABEL org.opencontainers.image.title="YOLOv5 as a YMIR executor, CUDA 13" \
+      org.opencontainers.image.description="Trains, infers and mines in one container; /in and /out are YMIR's" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.base.name="docker.io/library/python:3.11-slim-bookworm"
+
+WORKDIR /app
+CMD ["python3", "/app/start.py"]
