@@ -32,8 +32,6 @@ DOORS = ("start", "make_task", "train", "val", "detect", "export", "demo")
 FOREIGN_OPTIONS = {  # docker's and torchrun's
     "--rm", "--network", "--user", "--gpus", "--shm-size", "--memory", "--cpus", "--nproc_per_node",
 }  # fmt: skip
-# Told of here, built beside: what is there by now is tested like all else.
-COMING = ("docs/images.md", "docs/licences.md", "--check")
 NO_VALUE = "\N{EN DASH}"
 PLATFORM = {"object_type", "class_names", "gpu_id", "gpu_count", "task_id", "pretrained_model_params"} | {
     "model_params_path"
@@ -76,8 +74,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         path, _, anchor = link.partition("#")
         target = page.parent / path if path else page
         if not target.exists():
-            if str(target.relative_to(ROOT)) not in COMING:
-                wrong.append(f"{link}: no such file")
+            wrong.append(f"{link}: no such file")
         elif anchor and anchor not in anchors(target.read_text(encoding="utf-8")):
             wrong.append(f"{link}: no such heading")
     assert wrong == []
@@ -199,10 +196,6 @@ def known_options(doors: tuple[str, ...]) -> set[str]:
     return {option for door in doors for option in re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", help_of(door))}
 
 
-def is_coming(text: str) -> bool:
-    return "--check" in text and "--check" not in known_options(("start",))
-
-
 def test_both_languages_give_the_same_commands() -> None:
     assert commands(READMES[0]) == commands(READMES[1])
     assert len(commands(READMES[0])) > 15
@@ -224,8 +217,6 @@ def test_make_knows_its_targets() -> None:
 
 @pytest.mark.parametrize("line", [line for line in commands(READMES[0]) if line.startswith("python ")])
 def test_commands_name_options_that_there_are(line: str) -> None:
-    if is_coming(line):
-        pytest.skip("--check is not there yet")
     words = shlex.split(line)
     options = {word for word in words[2:] if word.startswith("--")}
     assert options <= known_options((Path(words[1]).stem,))
@@ -235,7 +226,7 @@ def test_commands_name_options_that_there_are(line: str) -> None:
 def test_options_in_the_text_are_known(name: str) -> None:
     code = re.findall(r"`([^`\n]*)`", without_blocks(text_of(name)))
     named = {option for text in code for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}
-    strange = named - known_options(DOORS) - FOREIGN_OPTIONS - set(COMING)
+    strange = named - known_options(DOORS) - FOREIGN_OPTIONS
     assert strange == set()
 
 
@@ -314,9 +305,8 @@ def lay_out(folder: Path) -> None:
 def test_commands_run_as_written_one_after_another(tmp_path: Path) -> None:
     lay_out(tmp_path)
     lines = [line for line in commands(READMES[0]) if not line.startswith(("make ", "docker ", "IMAGE="))]
-    told = [line for line in lines if not is_coming(line)]
-    assert len(told) >= 12
-    script = "\n".join(["set -e", *(f"echo {shlex.quote('+ ' + line)}\n{line}" for line in told)])
+    assert len(lines) >= 12
+    script = "\n".join(["set -e", *(f"echo {shlex.quote('+ ' + line)}\n{line}" for line in lines)])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         ["bash"],

@@ -12,9 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-ROWS = ("cpu", "cuda", "cuda111", "cuda102")
-# Which images are tried: YMIR_IMAGES="a/b:c d/e:f", else the tags that docs/images.md builds.
-TAGS = tuple(os.environ.get("YMIR_IMAGES", " ".join(f"ymir-yolov5:{row}" for row in ROWS)).split())
+TAGS = tuple(os.environ.get("YMIR_IMAGES", "").split())  # which images are tried, such as "a/b:c d/e:f"
 # As the platform's user; a tester who isn't root can give files to nobody but himself.
 USER = (1000, 1000) if os.getuid() == 0 else (os.getuid(), os.getgid())
 AS_THE_PLATFORM = ("--user", f"{USER[0]}:{USER[1]}", "--network", "none", "--read-only", "--tmpfs", "/tmp")

@@ -275,7 +275,9 @@ def test_torch_loads_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     optimizer, state = stepped(model)
     path = tmp_path / "last.pt"
     write_checkpoint(path, content(model, optimizer=optimizer.state_dict(), resume=state, half=False))
-    options = {"weights_only": False, "mmap": True} if "mmap" in inspect.signature(torch.load).parameters else {}
+    options: dict[str, Any] = (
+        {"weights_only": False, "mmap": True} if "mmap" in inspect.signature(torch.load).parameters else {}
+    )
     loaded = torch.load(path, **options)
     for name, tensor in loaded["model"].state_dict().items():
         torch.testing.assert_close(tensor, model.state_dict()[name], rtol=0, atol=0)
