@@ -8,7 +8,7 @@ THREADED := OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=PASSIVE
 SOURCE := $(wildcard *.py) utils models formats mining training ymir benchmarks tests
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all lint interop bench clean
+.PHONY: help env demo test test-all lint interop bench fuzz clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -40,3 +40,10 @@ bench: env ## measure speed and quality
 clean: ## remove caches and the demo's pages, not .venv
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache demo-out
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+fuzz: env ## fuzz each reader of hostile bytes for SECONDS=180 (TARGETS="pickle zip" picks)
+	@test -x .fuzz/bin/python || { $(PY) -m venv .fuzz && .fuzz/bin/pip install --quiet --no-deps atheris==3.0.0; }
+	@for site in $(CURDIR)/.venv/lib/python3*/site-packages; do echo $$site; done > $$(echo .fuzz/lib/python3*/site-packages)/project.pth
+	@for target in $(or $(TARGETS),records stats header picture config yaml annotations pickle zip onnx); do \
+	  echo "== $$target"; nice -n 19 .fuzz/bin/python -m tests.fuzz $$target $(or $(SECONDS),180) 2>&1 \
+	  | grep -E "Uncaught|Error|SUMMARY|number_of_executed_units" ; done

@@ -123,7 +123,7 @@ def run_reporting(task: TaskConfig, monitor: Monitor, part: Part) -> None:
 
 
 def remove_old_results(env: Env) -> None:
-    """Take away what an earlier run left, torn files too, so that nobody takes it for this run's. Raises ExecutorError."""
+    """Take away what an earlier run left, torn files too: nobody is to take it for this run's. Raises ExecutorError."""
     remove_scraps(env.output.root_dir, *(result.parent for _, result in steps(env)))
     for _, result in steps(env):
         try:

@@ -16,6 +16,8 @@ import atheris
 with atheris.instrument_imports(include=["models", "utils", "ymir", "formats", "mining"]):
     from tests.fuzz.targets import EXPECTED, TARGETS
 
+import contextlib
+
 from tests.fuzz.seeds import seeds
 
 LONGEST_S, MOST_MB, MOST_BYTES = 10, 1024, 8192
@@ -33,13 +35,16 @@ def main() -> None:
     target = TARGETS[name]
 
     def once(content: bytes) -> None:
-        try:
+        with contextlib.suppress(EXPECTED):
             target(content, scratch)
-        except EXPECTED:
-            pass
 
     options = [f"-max_total_time={seconds}", f"-timeout={LONGEST_S}", f"-rss_limit_mb={MOST_MB + 512}"]
-    options += [f"-max_len={MOST_BYTES}", f"-malloc_limit_mb={MOST_MB}", f"-artifact_prefix={corpus}/", "-print_final_stats=1"]
+    options += [
+        f"-max_len={MOST_BYTES}",
+        f"-malloc_limit_mb={MOST_MB}",
+        f"-artifact_prefix={corpus}/",
+        "-print_final_stats=1",
+    ]
     atheris.Setup([sys.argv[0], *options, str(corpus)], once)
     try:
         atheris.Fuzz()

@@ -37,11 +37,6 @@ class Outcome:
 
 def preload(kind: str) -> None:
     """Import once what each run would import."""
-    import infer
-    import mine
-    import mining.report
-    import formats.engines
-    import models.detector
     import training.ranks
     import training.task  # noqa: F401
     import utils.train_plots  # noqa: F401
@@ -83,7 +78,11 @@ def after_fault(task: Task, kind: str, fault: Fault, seen: Seen, lines: list[str
     if fault.how == "kill" and seen.hit:
         return [] if seen.status == -9 else [f"ended with {seen.status}, not by a signal"]
     if seen.status == 0:
-        return missing_of(task, kind) if not seen.hit else [text for text in missing_of(task, kind) if "was left" not in text]
+        return (
+            missing_of(task, kind)
+            if not seen.hit
+            else [text for text in missing_of(task, kind) if "was left" not in text]
+        )
     wrong = []
     if seen.status != 1 or not lines or not lines[-1].startswith("error "):
         wrong.append(f"ended with {seen.status} and {lines[-3:]}")

@@ -32,10 +32,10 @@ CALLS: dict[str, tuple[Optional[int], Optional[int]]] = {  # x86-64, arm64
     "fchmodat": (268, 53), "open": (2, None), "openat": (257, 56),
 }  # fmt: skip
 # Which argument names the file: of an open one by its number, of others by a path, perhaps from a folder on.
-BY_HANDLE = {name: 0 for name in ("write", "pwrite64", "writev", "pwritev", "pwritev2", "sendfile", "ftruncate")}
+BY_HANDLE = dict.fromkeys(("write", "pwrite64", "writev", "pwritev", "pwritev2", "sendfile", "ftruncate"), 0)
 BY_HANDLE.update({"fallocate": 0, "fsync": 0, "fdatasync": 0, "fchmod": 0, "copy_file_range": 2})
-BY_PATH = {name: (None, 0) for name in ("truncate", "unlink", "rmdir", "mkdir", "chmod", "open")}
-BY_PATH.update({name: (0, 1) for name in ("unlinkat", "mkdirat", "fchmodat", "openat")})
+BY_PATH = dict.fromkeys(("truncate", "unlink", "rmdir", "mkdir", "chmod", "open"), (None, 0))
+BY_PATH.update(dict.fromkeys(("unlinkat", "mkdirat", "fchmodat", "openat"), (0, 1)))
 BY_PATH.update({"rename": (None, 1), "link": (None, 1), "renameat": (2, 3), "renameat2": (2, 3), "linkat": (2, 3)})
 # What needs room on the disk: these alone fail where it is full.
 NEEDS_ROOM = {"write", "pwrite64", "writev", "pwritev", "pwritev2", "sendfile", "copy_file_range", "fallocate"}
@@ -211,7 +211,7 @@ def _place(name: str, thread: int, arguments: list[int], folder: Path) -> Option
             path = _text(thread, arguments[where])
             if not path.startswith("/"):
                 base = AT_CWD if at is None else arguments[at] & ((1 << 32) - 1)
-                path = f"{os.readlink(f'/proc/{thread}/cwd') if base == AT_CWD else _of_handle(thread, base)}/{path}"
+                path = f"{os.readlink(f'/proc/{thread}/cwd') if base == AT_CWD else _of_handle(thread, base)}/{path}"  # noqa: PTH115
     except OSError:
         return None
     above = f"{folder}/"
@@ -219,7 +219,7 @@ def _place(name: str, thread: int, arguments: list[int], folder: Path) -> Option
 
 
 def _of_handle(thread: int, handle: int) -> str:
-    return os.readlink(f"/proc/{thread}/fd/{handle}")
+    return os.readlink(f"/proc/{thread}/fd/{handle}")  # noqa: PTH115  # a Path would change what the kernel says
 
 
 def _text(thread: int, address: int) -> str:

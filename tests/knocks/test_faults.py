@@ -1,4 +1,4 @@
-"""Each write, fsync, rename, ... of a task fails, or kills it, in turn: what is left is whole, and the next run succeeds."""
+"""Each write, fsync, rename, ... of a task fails, or kills it, in turn: what is left is whole, the next run succeeds."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def go_through(task: Path, kind: str, how: str, first: int, step: int, last: int
 
 
 @pytest.mark.parametrize(("how", "first"), [("eio", 7), ("full", 11), ("kill", 16)])
-def test_a_sample_of_inference(
-    how: str, first: int, coco_images: list[Path], yolov5n_pt: Path, tmp_path: Path
-) -> None:
+def test_a_sample_of_inference(how: str, first: int, coco_images: list[Path], yolov5n_pt: Path, tmp_path: Path) -> None:
     task = tiny_task("infer", coco_images, yolov5n_pt, tmp_path)
     assert [one for one in go_through(task.folder, "infer", how, first, 1, first) if one["hit"]]
 
@@ -53,7 +51,9 @@ def test_the_injector_sees_what_is_below_python(tmp_path: Path) -> None:
 
     def work() -> int:
         is_written = cv2.imwrite(str(tmp_path / "x.bmp"), np.zeros((4, 4, 3), np.uint8))
-        code = subprocess.run(["sh", "-c", f"echo word > {tmp_path}/y 2>/dev/null"], stderr=subprocess.DEVNULL).returncode
+        code = subprocess.run(
+            ["sh", "-c", f"echo word > {tmp_path}/y 2>/dev/null"], stderr=subprocess.DEVNULL
+        ).returncode
         return 10 * int(is_written) + int(code != 0)
 
     seen = run(work, Fault(tmp_path, "count"))

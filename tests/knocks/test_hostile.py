@@ -59,7 +59,9 @@ def test_records_and_statistics_that_are_pickles_do_nothing(make: Make, tmp_path
     assert sorted(result_of(task, "mining").split()[::2]) == sorted(expected.split()[::2])
 
 
-@pytest.mark.parametrize("text", ["; touch {0}", "$(touch {0})", "`touch {0}`", "| touch {0}", "--cfg $(touch${{IFS}}{0})"])
+@pytest.mark.parametrize(
+    "text", ["; touch {0}", "$(touch {0})", "`touch {0}`", "| touch {0}", "--cfg $(touch${{IFS}}{0})"]
+)
 def test_options_are_never_run_by_a_shell(
     make: Make, tmp_path: Path, text: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

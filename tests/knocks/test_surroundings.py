@@ -14,9 +14,12 @@ import pytest
 from tests.conftest import ROOT
 from tests.knocks.tasks import Task, faults_of, missing_of, result_of, tiny_task
 
-MAY_MOUNT = bool(shutil.which("unshare")) and not subprocess.run(
-    ["unshare", "--mount", "--net", "sh", "-c", "mount -t tmpfs -o size=1m none /dev/shm"], capture_output=True
-).returncode
+MAY_MOUNT = (
+    bool(shutil.which("unshare"))
+    and not subprocess.run(
+        ["unshare", "--mount", "--net", "sh", "-c", "mount -t tmpfs -o size=1m none /dev/shm"], capture_output=True
+    ).returncode
+)
 needs_mounts = pytest.mark.skipif(not MAY_MOUNT, reason="this machine lets nobody mount")
 
 Make = Callable[..., Task]
@@ -50,8 +53,18 @@ def test_a_full_out_is_told_and_leaves_nothing_torn(make: Make, kind: str) -> No
     kept = task.folder / "kept"
     size, fill = ("64k", "60") if kind == "infer" else ("12m", "0")
     before = f"mount -t tmpfs -o size={size} none {task.out} && head -c {fill}k /dev/zero > {task.out}/filler"
-    world = ["unshare", "--mount", "--net", "sh", "-c", f'{before}; "$@"; code=$?; cp -r {task.out} {kept}; exit $code', "sh"]
-    done = subprocess.run([*world, sys.executable, str(ROOT / "start.py"), *task.arguments], capture_output=True, text=True)
+    world = [
+        "unshare",
+        "--mount",
+        "--net",
+        "sh",
+        "-c",
+        f'{before}; "$@"; code=$?; cp -r {task.out} {kept}; exit $code',
+        "sh",
+    ]
+    done = subprocess.run(
+        [*world, sys.executable, str(ROOT / "start.py"), *task.arguments], capture_output=True, text=True
+    )
     assert done.returncode == 1, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error 160004: ") and "No space left" in last and "Traceback" not in done.stderr
@@ -71,7 +84,8 @@ def test_a_tiny_shm_no_network_and_a_root_that_cannot_be_written(make: Make, kin
     before = (
         "mount -t tmpfs -o size=1m none /dev/shm && "
         f"mount --bind {task.out} {task.out} && mount --bind {task.folder}/in {task.folder}/in && "
-        f"mount -o remount,ro,bind {task.folder}/in && mkdir -p {task.folder}/t && mount -t tmpfs none {task.folder}/t && "
+        f"mount -o remount,ro,bind {task.folder}/in && mkdir -p {task.folder}/t && "
+        f"mount -t tmpfs none {task.folder}/t && "
         f"mount -o remount,ro,bind / && ! touch {task.folder}/x {ROOT}/x 2>/dev/null"
     )
     code, lines = end(start(task, before, TMPDIR=str(task.folder / "t"), HOME="/"))
@@ -79,6 +93,7 @@ def test_a_tiny_shm_no_network_and_a_root_that_cannot_be_written(make: Make, kin
     assert missing_of(task, kind) == [] and faults_of(task, kind) == []
 
 
+@pytest.mark.slow
 def test_two_tasks_at_once_in_folders_of_their_own(make: Make) -> None:
     tasks = {kind: make(kind) for kind in ("infer", "mining")}
     processes = {kind: start(task) for kind, task in tasks.items()}
@@ -88,7 +103,7 @@ def test_two_tasks_at_once_in_folders_of_their_own(make: Make) -> None:
         assert missing_of(task, kind) == []
 
 
-@pytest.mark.parametrize("kind", ["infer", "mining"])
+@pytest.mark.parametrize("kind", ["infer", pytest.param("mining", marks=pytest.mark.slow)])
 def test_one_task_twice_at_once_in_one_folder_leaves_a_whole_result(make: Make, kind: str) -> None:
     """Whichever writes last: both give the same. A second mining may be refused, as the records are taken."""
     task = make(kind)
