@@ -34,7 +34,9 @@ CALLS: dict[str, tuple[Optional[int], Optional[int]]] = {  # x86-64, arm64
 # Which argument names the file: of an open one by its number, of others by a path, perhaps from a folder on.
 BY_HANDLE = dict.fromkeys(("write", "pwrite64", "writev", "pwritev", "pwritev2", "sendfile", "ftruncate"), 0)
 BY_HANDLE.update({"fallocate": 0, "fsync": 0, "fdatasync": 0, "fchmod": 0, "copy_file_range": 2})
-BY_PATH = dict.fromkeys(("truncate", "unlink", "rmdir", "mkdir", "chmod", "open"), (None, 0))
+BY_PATH: dict[str, tuple[Optional[int], int]] = dict.fromkeys(
+    ("truncate", "unlink", "rmdir", "mkdir", "chmod", "open"), (None, 0)
+)
 BY_PATH.update(dict.fromkeys(("unlinkat", "mkdirat", "fchmodat", "openat"), (0, 1)))
 BY_PATH.update({"rename": (None, 1), "link": (None, 1), "renameat": (2, 3), "renameat2": (2, 3), "linkat": (2, 3)})
 # What needs room on the disk: these alone fail where it is full.
@@ -55,7 +57,7 @@ REPEATS = 300  # of writes to one file, one after the other, every so many-th co
 class Fault:
     """What happens to the calls that change something below a folder: the number-th of them, from 1, or from it on.
 
-    how: "count" nothing; "eio" the one call fails with EIO; "enospc" the one call fails with ENOSPC; "full" it and every
+    how: "count" nothing; "eio" the one call fails with EIO; "enospc" the one call fails with ENOSPC; "full" it and each
     later one that needs room fails with ENOSPC; "kill" the process is ended by SIGKILL in place of the call.
     """
 

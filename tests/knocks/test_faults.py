@@ -1,4 +1,4 @@
-"""Each write, fsync, rename, ... of a task fails, or kills it, in turn: what is left is whole, the next run succeeds."""
+"""Each write, fsync, rename, ... of a task fails, or kills it, in turn: what is left is whole, the next succeeds."""
 
 from __future__ import annotations
 
