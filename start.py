@@ -25,6 +25,7 @@ from typing import Callable, Optional
 
 from utils.console import Console
 from utils.errors import ConfigError, DatasetError, DeviceMemoryError, ExecutorError, StoppedError
+from utils.files import remove_scraps
 from utils.process import handling, leave, prepare_process, stoppable
 from utils.progress import Progress
 from utils.shards import MOST_SHARDS, Shard, one_at_a_time, parse_shard, shard_of_environment
@@ -67,6 +68,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         place = env.output.monitor_file
         monitor = Monitor(part.shard.monitor(place) if part.shard else place, env.task_id)
         monitor.start()
+        if not part.shard:  # another machine's shards may be writing, whose processes aren't seen here
+            remove_scraps(env.output.root_dir, *(result.parent for _, result in steps(env)))
         remove_old_results(env)
         task = read_task(arguments.in_dir, arguments.out_dir, env)
         run_reporting(task, monitor, part)
@@ -130,9 +133,14 @@ def run_reporting(task: TaskConfig, monitor: Monitor, part: Part) -> None:
 
 
 def remove_old_results(env: Env) -> None:
-    """Take away what an earlier run left, so that nobody takes it for this run's."""
+    """Take away what an earlier run left, so that nobody takes it for this run's. Raises ExecutorError."""
     for _, result in steps(env):
-        result.unlink(missing_ok=True)
+        try:
+            result.unlink(missing_ok=True)
+        except OSError as cause:
+            raise ExecutorError(
+                f"{result}: an earlier run's can't be taken away ({cause.strerror}); take it away, or use another /out"
+            ) from cause
 
 
 def fail(monitor: Monitor, error: ExecutorError, trace: str = "") -> int:
@@ -153,7 +161,10 @@ def beating(monitor: Monitor) -> Iterator[None]:
 
     def beat() -> None:
         while not done.wait(HEARTBEAT_S):
-            monitor.beat()
+            try:
+                monitor.beat()
+            except ExecutorError as error:  # the work itself fails of it, or it passes; a thread has nobody to tell
+                LOGGER.warning("%s", one_line(str(error)))
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()

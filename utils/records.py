@@ -66,8 +66,7 @@ class RecordFile:
         if found:
             self._end = self._whole_end()
         else:
-            self._file.seek(0)
-            self._file.truncate()
+            self._cut(0)
             self._write(header)
 
     def __enter__(self) -> RecordFile:
@@ -89,8 +88,16 @@ class RecordFile:
             end = place + HEAD.size + len(record)
         if end < os.fstat(self._file.fileno()).st_size:
             LOGGER.warning("%s: its last record was cut off, and is made anew", self.path)
-            self._file.truncate(end)
+            self._cut(end)
         return end
+
+    def _cut(self, end: int) -> None:
+        try:
+            self._file.seek(end)
+            self._file.truncate()
+        except OSError as cause:
+            self._file.close()
+            raise ExecutorError(f"{self.path}: can't be written ({cause.strerror}); look after the disk") from cause
 
     def _walk(self) -> Iterator[tuple[int, bytes]]:
         self._file.seek(self._begin)
