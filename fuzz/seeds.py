@@ -6,6 +6,7 @@ import io
 import json
 import struct
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,9 +18,12 @@ from mining.records import Record, encode
 from tests.attacks import pickles as hostile_pickles
 from tests.attacks import zips as hostile_zips
 from tests.attacks.writing import Entry, checkpoint, members, root, zipped
+from utils.evolve import Generation, evolution_text
+from utils.hyp import Hyp
 from utils.labelled import LabelledSet, yolo_set
 from utils.records import RecordFile
 from utils.stats import MiningStats, write_stats
+from utils.train_log import EpochRow, results_text
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -87,6 +91,18 @@ CONFIG_TOKENS = (
     *(f"{key}: ".encode() for key in ("class_names", "gpu_id", "args_options", "ymir_saved_file_patterns", "epochs")),
     *(f"{key}: ".encode() for key in ("class_distribution_scores", "pretrained_model_params", "model", "seed")),
     *(b"--batch-size ", b"--hyp ", b"--cfg ", b"--weights ", b"--freeze ", b"--help", b"(?i)", b"{1,9}", b"(?P<a>"),
+)
+LEFT_TOKENS = (
+    b", ",
+    b"nan",
+    b"inf",
+    b"timestamp: ",
+    b"mAP: ",
+    b"stage_name: ",
+    b"files: ",
+    b"model: ",
+    b"w.pt",
+    b"../",
 )
 PICTURE_TOKENS = (
     *(b"\xff\xd8\xff", b"\xff\xc0", b"\xff\xc2", b"\xff\xe1", b"Exif\0\0", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
@@ -289,6 +305,7 @@ def yamls() -> list[bytes]:
         b"? [a, b]\n: |\n  text\n  more\n--- >\n folded\n...\n",
         b"a: !!python/object/apply:os.system ['true']\n",
         b"&a [*a]\n",
+        *(b"!!bool x", b'!!int ""', b"!!timestamp x", b"!!float x", b"!!binary x", b"? {a: b}\n: c", b"<<: 1\n"),
         b"[" * 200,
         b"1:" * 2_000 + b"1",
         laughs.encode(),
@@ -318,6 +335,26 @@ def configs() -> list[bytes]:
         b"class_names: [cat]\nymir_saved_file_patterns: '.*\\.txt, (a|b)+$'\nsave_best_only: 'no'\nlr: 1e-05\n",
         b'class_names: [cat]\nymir_saved_file_patterns: "(?i)' + b"[\\0-\\U0010ffff]" * 300 + b'"\n',
         b"object_type: 3\nclass_names: cat\n",
+    ]
+
+
+def hyps() -> list[bytes]:
+    """Give our own hyperparameters, and some that are wrong."""
+    ours = [path.read_bytes() for path in sorted((ROOT / "data/hyps").glob("*.yaml"))]
+    return [*ours, b"lr0: '1e-3'\nmosaic: true\n", b"lr0: .nan\n", b"box: 1e999\nnosuch: 1\n", b"{}", b"- lr0\n"]
+
+
+def left_behind() -> list[bytes]:
+    """Give results.csv, evolve.csv and result.yaml of both protocols."""
+    row = EpochRow(0, 0.1, 0.02, 0.03, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1, 0.01, 0.01, 0.1)
+    stage = "{stage_name: a, files: [w.pt, x.onnx], mAP: 0.5, timestamp: 1700000000}"
+    return [
+        results_text([row, replace(row, epoch=1)]).encode(),
+        evolution_text([Generation(Hyp(), 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1)]).encode(),
+        f"model_stages: {{a: {stage}}}\nbest_stage_name: a\nmAP: 0.5\n".encode(),
+        f"model_stages: {{{', '.join(f'{n}: {stage}' for n in range(13))}}}\n".encode(),
+        b"model: [w.pt, ../x]\nmap: 0.25\n",
+        b"model_stages: {a: {stage_name: a, files: [1], mAP: .nan, timestamp: .inf}}\n",
     ]
 
 

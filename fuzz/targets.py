@@ -23,6 +23,8 @@ from models.archive import opened
 from models.checkpoint import read_checkpoint
 from utils.annotations import write_ark, write_coco, write_voc
 from utils.errors import ExecutorError
+from utils.evolve import best_hyp_text, evolution_text, read_evolution
+from utils.hyp import read_hyp
 from utils.label_scan import read_cache
 from utils.labels import READERS, SUFFIXES, Labels, LabelSource, PictureFile, detect_format, read_voc_names
 from utils.picture_headers import PictureError, read_header, read_orientation
@@ -30,8 +32,10 @@ from utils.records import RecordFile
 from utils.safe_yaml import read_yaml
 from utils.settings import PictureSettings
 from utils.stats import read_stats
+from utils.train_log import read_results, results_text
 from ymir.config import Roots, infer_config, mining_config, read_env, read_task
 from ymir.index import CandidateIndex, PairIndex
+from ymir.results import read_stages, write_stages
 from ymir.train_config import train_config
 
 MAX_BYTES = 1 << 16  # of an input
@@ -185,6 +189,26 @@ def _task_dirs(folder: Path) -> tuple[Path, Path]:
     return dirs
 
 
+def _hyp(content: bytes, folder: Path) -> None:
+    read_hyp(_file(folder, "hyp.yaml", content))
+
+
+def _left(content: bytes, folder: Path) -> None:
+    """What an earlier run left in /out: tables and stages, which are read or begun anew."""
+    rows = read_results(_file(folder, "results.csv", content))
+    assert results_text(rows).count("\n") == len(rows) + 1
+    table = read_evolution(_file(folder, "evolve.csv", content))
+    assert evolution_text(table).count("\n") == len(table) + 1
+    if table:
+        best_hyp_text(table)
+    models = folder / "models"
+    models.mkdir(exist_ok=True)
+    (models / "w.pt").touch()
+    stages = read_stages(_file(folder, "result.yaml", content))
+    if stages:
+        write_stages(folder / "result.yaml", models, stages)
+
+
 def _index(content: bytes, folder: Path) -> None:
     """An index of either kind."""
     in_dir, out_dir = _task_dirs(folder)
@@ -250,6 +274,8 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         "yaml": Target(_yaml, seeds.yamls, seeds.YAML_TOKENS),
         "env": Target(_env, seeds.envs, (*seeds.YAML_TOKENS, *seeds.ENV_TOKENS)),
         "config": Target(_config, seeds.configs, (*seeds.YAML_TOKENS, *seeds.CONFIG_TOKENS)),
+        "hyp": Target(_hyp, seeds.hyps, seeds.YAML_TOKENS),
+        "left": Target(_left, seeds.left_behind, (*seeds.YAML_TOKENS, *seeds.LEFT_TOKENS)),
         "index": Target(_index, seeds.indexes, (b"\t", b"\n", b"../", b"/in/", b"/out/", b"\0", b"\xef\xbb\xbf")),
         "picture": Target(_picture, seeds.pictures, seeds.PICTURE_TOKENS, (PictureError,)),
         "records": Target(_records, seeds.record_files),
