@@ -365,6 +365,7 @@ def indexes() -> list[bytes]:
         b"/in/assets/a.jpg\t/in/annotations/a.txt\r\n/in/assets/b.jpg\t/in/annotations/b.txt\n",
         b"\xef\xbb\xbf../../etc/passwd\n\n \n\xff\xfe.jpg\na\tb\tc\td\n/out/../x\n",
         b"a\0b\n" + b"x" * 5_000 + b"\n",
+        b"a\t" * 15_000,
     ]
 
 
