@@ -333,7 +333,7 @@ def configs() -> list[bytes]:
         b"class_names: [cat]\nargs_options: \"--name 'a b' --data x --device 1; touch y $(z)\"\nmodel: yolov5n.yaml\n",
         b"class_names: [cat]\nclass_distribution_scores: 1.0,0.5\nepochs: '1e2'\nseed: 9223372036854775807\n",
         b"class_names: [cat]\nymir_saved_file_patterns: '.*\\.txt, (a|b)+$'\nsave_best_only: 'no'\nlr: 1e-05\n",
-        b'class_names: [cat]\nymir_saved_file_patterns: "(?i)' + b"[\\0-\\U0010ffff]" * 40 + b'"\n',
+        b'class_names: [cat]\nymir_saved_file_patterns: "(?i)' + b"[\\0-\\U0010ffff]" * 8 + b'"\n',
         b"object_type: 3\nclass_names: cat\n",
     ]
 
