@@ -6,10 +6,10 @@ PY := .venv/bin/python
 THREADS := $(shell nproc 2>/dev/null || echo 1)
 # One team of threads, which sleeps when it has nothing to do.
 THREADED := OMP_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=PASSIVE
-SOURCE := $(wildcard *.py) utils models formats mining training ymir benchmarks tests
+SOURCE := $(wildcard *.py) utils models formats mining training ymir benchmarks fuzz tests
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all test-py39 lint interop bench clean
+.PHONY: help env demo test test-all test-py39 lint interop fuzz bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,10 @@ lint: env ## style and types
 interop: env ## make the public peer in .peer (6 GB) and hold our reading of its weights against it
 	@bash benchmarks/make_peer.sh
 	@$(THREADED) $(PY) -m pytest tests/interop $(ARGS)
+
+fuzz: env ## fuzz all that reads hostile bytes, SECONDS=60 each (TARGET="pickle zip": those)
+	@bash fuzz/make_env.sh
+	@OMP_NUM_THREADS=1 nice -n 19 .fuzzenv/bin/python -m fuzz.run --seconds $(or $(SECONDS),60) $(TARGET)
 
 bench: env ## measure speed and quality
 	@$(THREADED) $(PY) -m benchmarks.run_all $(ARGS)

@@ -6,7 +6,6 @@ ONNX and OpenVINO files from /in are hostile: they are parsed as what they are, 
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Optional, Union
 
+from formats.literals import read_literal
 from models.checkpoint import Checkpoint, read_checkpoint
 from utils.errors import ConfigError, WeightsError
 from utils.files import open_regular, read_bytes
@@ -86,7 +86,7 @@ def open_weights(path: Path, *, may_run_programs: bool = False) -> Weights:
 
 
 @dataclass(frozen=True)
-class _Told:
+class Told:
     """What a file's own words say; None: nothing."""
 
     names: Optional[tuple[str, ...]] = None
@@ -96,7 +96,7 @@ class _Told:
 
 
 def _exported(
-    path: Path, kind: str, told: _Told, shape: tuple[Optional[int], ...], digest: str, output: tuple[int, ...]
+    path: Path, kind: str, told: Told, shape: tuple[Optional[int], ...], digest: str, output: tuple[int, ...]
 ) -> Exported:
     """Put together what is known. shape: (B, 3, H, W), None where any will do. output: of a run on `probe_hw`."""
     batch, _, height, width = shape
@@ -117,7 +117,7 @@ def probe_hw(fixed_hw: Optional[tuple[int, int]]) -> tuple[int, int]:
     return fixed_hw or (PROBE_SIDE, PROBE_SIDE)
 
 
-def _levels(path: Path, told: _Told, input_hw: tuple[int, int], rows: int) -> tuple[tuple[int, ...], int]:
+def _levels(path: Path, told: Told, input_hw: tuple[int, int], rows: int) -> tuple[tuple[int, ...], int]:
     """Find the levels and the anchors a cell that explain the number of rows."""
     candidates = [told.strides] if told.strides else [one for one in KNOWN_STRIDES if told.stride in (None, max(one))]
     for anchors in (told.anchors,) if told.anchors else (3, *range(1, 21)):
@@ -136,12 +136,24 @@ def _levels(path: Path, told: _Told, input_hw: tuple[int, int], rows: int) -> tu
 
 def _read_onnx(path: Path) -> Exported:
     content = read_bytes(path, MAX_BYTES, WeightsError)
-    model = _parsed(path, content)
-    _check_graph(path, model)
-    shape = _input_shape(path, model)
-    told = _told_by({one.key: one.value for one in model.metadata_props[:100]}, path)
+    shape, told = inspect_onnx(path, content)
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     return _exported(path, "onnx", told, shape, digest, probe(path, "onnxruntime", shape))
+
+
+def inspect_onnx(path: Path, content: bytes) -> tuple[tuple[Optional[int], ...], Told]:
+    """Check an ONNX file's bytes without running them; gives its input's shape and what it says of itself.
+
+    Raises WeightsError.
+    """
+    model = _parsed(path, content)
+    try:
+        _check_graph(path, model)
+        shape = _input_shape(path, model)
+        about = {one.key: one.value for one in model.metadata_props[:100]}
+    except UnicodeDecodeError as cause:  # some versions of protobuf give such a text as bytes, others raise
+        raise WeightsError(f"{path}: is no ONNX file, or a damaged one") from cause
+    return shape, read_told(about, path)
 
 
 def _parsed(path: Path, content: bytes) -> Any:
@@ -168,8 +180,8 @@ def _check_graph(path: Path, model: Any) -> None:
             raise WeightsError(f"{path}: has more than {MAX_NODES} nodes")
         if node is not None and node.domain not in DOMAINS:
             raise WeightsError(
-                f"{path}: operator {node.domain[:60]}.{node.op_type[:60]} is not of ONNX's own domain; export it again "
-                "with standard operators"
+                f"{path}: operator {_shown(node.domain)}.{_shown(node.op_type)} is not of ONNX's own domain; export it "
+                "again with standard operators"
             )
         for tensor in tensors:
             if tensor.data_location or tensor.external_data:
@@ -239,7 +251,7 @@ def _read_openvino(folder: Path) -> Exported:
         except ConfigError as cause:
             raise WeightsError(str(cause)) from cause
         about = content if isinstance(content, dict) else {}
-    told = _told_by(about, folder)
+    told = read_told(about, folder)
     shape, output = _probed(folder, "openvino", None)
     return _exported(folder, "openvino", told, checked_shape(folder, list(shape)), state.hexdigest(), output)
 
@@ -252,7 +264,7 @@ def _read_torchscript(path: Path) -> Exported:
             if archive.getinfo(name).file_size > MAX_TEXT:
                 raise ValueError(name)
             about = json.loads(archive.read(name))
-        told = _told_by(about, path)
+        told = read_told(about, path)
         shape = checked_shape(path, [int(side) for side in about["shape"]])
     except (zipfile.BadZipFile, StopIteration, ValueError, KeyError, TypeError, RecursionError, OSError) as cause:
         raise WeightsError(f"{path}: is no TorchScript file of YOLOv5's, which says its shape in config.txt") from cause
@@ -263,7 +275,7 @@ def _read_torchscript(path: Path) -> Exported:
 # ---- what files say of themselves ------------------------------------------------------------------------------------
 
 
-def _told_by(about: Mapping[str, Any], path: Path) -> _Told:
+def read_told(about: Mapping[str, Any], path: Path) -> Told:
     """Read stride, names and our own levels from a file's metadata, texts or values. Raises WeightsError."""
     try:
         names = _names(_value(about.get("names")))
@@ -272,13 +284,13 @@ def _told_by(about: Mapping[str, Any], path: Path) -> _Told:
         levels = tuple(int(one) for one in strides) if isinstance(strides, (list, tuple)) and strides else None
         if levels is not None and not all(1 <= one <= PROBE_SIDE for one in levels):
             raise ValueError("strides")
-        told = _Told(
+        told = Told(
             names,
             levels,
             int(anchors) if isinstance(anchors, int) and 1 <= anchors <= 20 else None,
             int(stride) if isinstance(stride, (int, float)) and 1 <= stride <= PROBE_SIDE else None,
         )
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError) as cause:
+    except (ValueError, TypeError, OverflowError) as cause:
         raise WeightsError(f"{path}: its metadata (stride, names) can't be read") from cause
     return told
 
@@ -289,7 +301,7 @@ def _value(text: Any) -> Any:
         return text
     if len(text) > MAX_TEXT:
         raise ValueError("too long")
-    return ast.literal_eval(text) if text else None
+    return read_literal(text) if text else None
 
 
 def _names(value: Any) -> Optional[tuple[str, ...]]:
@@ -303,7 +315,16 @@ def _names(value: Any) -> Optional[tuple[str, ...]]:
         raise ValueError("names")
     if not all(isinstance(name, (str, int)) and len(str(name)) <= SHOWN for name in value):
         raise ValueError("names")
-    return tuple("".join(letter if letter.isprintable() else "?" for letter in str(name)) for name in value)
+    return tuple(_printable(str(name)) for name in value)
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _shown(text: Any) -> str:
+    """A text from a file as an error may repeat it: one short line. protobuf gives bytes where it is no UTF-8."""
+    return _printable(str(text[:60]))
 
 
 # ---- the first run ---------------------------------------------------------------------------------------------------

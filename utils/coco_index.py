@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from utils.errors import DatasetError
 from utils.files import read_bytes
 
+MAX_ID = 1 << 60  # numbers below it all hash differently
 MAX_COCO_BYTES = 2_000_000_000  # one file for a whole data set; COCO's own training set is 0.45 GB
 
 
@@ -60,13 +61,14 @@ class CocoIndex:
 def read_coco_index(path: Path) -> CocoIndex:
     """Parse a COCO file once. Raises DatasetError, naming the file and the key, where it is none."""
     images, annotations, categories = _coco_lists(path)
-    names = {_entry(path, "categories", n, c, "id"): str(c.get("name")) for n, c in enumerate(categories)}
+    names = {id_key(_entry(path, "categories", n, c, "id")): str(c.get("name")) for n, c in enumerate(categories)}
     category_of = {key: position for position, key in enumerate(names)}
     file_names: dict[str, int] = {}
     number_of = {}
     for position, image in enumerate(images):
         file_name = str(_entry(path, "images", position, image, "file_name")).replace("\\", "/")
-        number_of[_entry(path, "images", position, image, "id")] = file_names.setdefault(file_name, len(file_names))
+        image_id = id_key(_entry(path, "images", position, image, "id"))
+        number_of[image_id] = file_names.setdefault(file_name, len(file_names))
     picture_of = np.full(len(annotations), -1, np.int64)  # (A,)
     category = np.full(len(annotations), -1, np.int64)  # (A,)
     boxes = np.full((len(annotations), 4), np.nan)  # (A, 4)
@@ -117,9 +119,14 @@ def _entry(path: Path, key: str, position: int, entry: Any, field: str) -> Any:
     return value
 
 
+def id_key(value: Union[int, str]) -> Union[int, str, tuple[str]]:
+    """Give what an id is found by: itself, but a text for a huge number, since such can be made to hash alike."""
+    return value if isinstance(value, str) or abs(value) <= MAX_ID else (str(value),)
+
+
 def _look_up(numbers: Mapping[Any, int], annotation: Any, key: str) -> int:
     value = annotation.get(key) if isinstance(annotation, dict) else None
-    return numbers.get(value, -1) if isinstance(value, (int, str)) else -1
+    return numbers.get(id_key(value), -1) if isinstance(value, (int, str)) else -1
 
 
 def _coco_box(value: Any) -> Sequence[float]:

@@ -81,7 +81,7 @@ def scan_labels(
     digest = ""
     if cache is not None:
         digest = content_key(labelled, pictures, workers, key, progress.part(0, 0.1))
-        found = _read_cache(cache, labelled, pictures, digest)
+        found = read_cache(cache, labelled, pictures, digest)
         if found is not None:
             progress.at(1)
             return found
@@ -188,7 +188,7 @@ def _write_cache(cache: Path, scan: Scan, kept: npt.NDArray[np.int64], digest: s
         LOGGER.warning("%s: can't be written (%s); labels will be scanned again next time", cache, cause)
 
 
-def _read_cache(cache: Path, labelled: LabelledSet, pictures: PictureSettings, digest: str) -> Optional[Scan]:
+def read_cache(cache: Path, labelled: LabelledSet, pictures: PictureSettings, digest: str) -> Optional[Scan]:
     """Give what a cache holds, or None, with a line in the log, if it is damaged or of something else.
 
     It may have been made by a stranger: it holds numbers and texts only, and nothing in it is believed unchecked.

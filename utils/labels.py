@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,7 +236,8 @@ def read_yolo(annotation: Path, picture: PictureFile, source: LabelSource) -> La
         if numbers is None:
             rows.fault(MALFORMED, f"{place}: not a number")
             continue
-        key = tuple(numbers)
+        # Bytes, since rows of floats can be made to hash alike; + 0.0 makes -0.0 to 0.0.
+        key = array("d", [one + 0.0 for one in numbers]).tobytes()
         if key in seen:
             rows.fault(REPEATED, place)
             continue

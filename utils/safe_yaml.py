@@ -16,6 +16,8 @@ MAX_NODES = 100_000
 MAX_DEPTH = 100
 MAX_DIGITS = 100  # YAML's 1:1:1:... is a number to base 60, and takes minutes to compute when it fills a file
 
+MAX_KEY_DIGITS = 15  # longer ones can be made to hash alike, which takes a mapping minutes
+
 # libyaml's loader where it was compiled in: ten times faster, the same tags.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -78,6 +80,9 @@ def _count_nodes(root: Any, name: str, error: type[ExecutorError]) -> None:
             raise error(f"{name} line {node.start_mark.line + 1}: a number of more than {MAX_DIGITS} digits")
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.tag in _NUMBERS and len(key.value) > MAX_KEY_DIGITS:
+                    line = key.start_mark.line + 1
+                    raise error(f"{name} line {line}: a key that is a number of more than {MAX_KEY_DIGITS} digits")
                 stack += [(key, depth + 1), (value, depth + 1)]
         elif isinstance(node, yaml.SequenceNode):
             stack += [(value, depth + 1) for value in node.value]

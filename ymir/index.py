@@ -13,6 +13,7 @@ from utils.files import PathLike, open_regular
 from ymir.config import Roots, TaskConfig
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MOST_TABS = 16  # that are tried as the one between two files: each asks the disk
 MOST_LINE_BYTES = 65_536  # sixteen times the longest path that Linux opens
 
 
@@ -89,7 +90,7 @@ class Pair:
 class PairIndex:
     """A training or validation index file, `IMAGE<TAB>ANNOTATION`; read anew at each iteration, None holds no line.
 
-    Of several tabs the first counts between two files that are there, else the first.
+    Of several tabs the first counts between two files that are there (MOST_TABS are tried), else the first.
     """
 
     file: Optional[Path]
@@ -114,7 +115,7 @@ class PairIndex:
     def _split(self, text: str) -> tuple[str, str]:
         parts = text.split("\t")
         if len(parts) > 2:
-            for place in range(1, len(parts)):
+            for place in range(1, min(len(parts), MOST_TABS + 1)):
                 image, annotation = "\t".join(parts[:place]), "\t".join(parts[place:])
                 if os.path.isfile(self._image(image)) and os.path.isfile(self._annotation(annotation)):  # noqa: PTH113
                     return image, annotation

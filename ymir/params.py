@@ -32,6 +32,7 @@ OBJECT_TYPE_DETECTION = 2
 RESUMES = ("auto", "never")
 LARGEST = 2**31 - 1  # a whole number without a limit of its own
 MOST_BATCH, MOST_THREADS = 65_536, 1024  # beyond these it can only be a slip
+MOST_PATTERN_LETTERS = 250  # Python takes 20 ms to compile some five letters: (?i)[\0-\U0010ffff]
 SHOWN = 80  # characters of a wrong value that a message repeats
 TRUE_WORDS = ("true", "1", "yes", "on", "t", "y")
 FALSE_WORDS = ("false", "0", "no", "off", "f", "n")
@@ -184,6 +185,8 @@ def _to_gpu_ids(value: Any) -> str:
 def _to_patterns(value: Any) -> str:
     """Check comma-separated regular expressions; they stay one text."""
     text = _to_text(value)
+    if len(text) > MOST_PATTERN_LETTERS:
+        raise ValueError(f"need regular expressions of at most {MOST_PATTERN_LETTERS} letters together")
     for pattern in text.split(","):
         try:
             re.compile(pattern.strip())

@@ -322,15 +322,24 @@ def read_stages(path: Path) -> tuple[ModelStage, ...]:
     try:
         content = read_yaml(path, ExecutorError)
         if "model" in content:
-            return (ModelStage(OLD_STAGE, tuple(content["model"]), float(content["map"]), 0),)
+            return (ModelStage(OLD_STAGE, _file_names(content["model"]), float(content["map"]), 0),)
         entries = content["model_stages"].values()
         return tuple(
-            ModelStage(str(entry["stage_name"]), tuple(entry["files"]), float(entry["mAP"]), int(entry["timestamp"]))
+            ModelStage(
+                str(entry["stage_name"]), _file_names(entry["files"]), float(entry["mAP"]), int(entry["timestamp"])
+            )
             for entry in entries
         )
-    except (ExecutorError, AttributeError, KeyError, TypeError, ValueError) as cause:
+    # OverflowError: a time that is infinite
+    except (ExecutorError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as cause:
         LOGGER.warning("%s: is no list of stages (%s), it is started anew", path, type(cause).__name__)
         return ()
+
+
+def _file_names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise TypeError("files")
+    return tuple(value)
 
 
 def matching_files(models_dir: Path, patterns: str) -> tuple[str, ...]:
@@ -378,7 +387,7 @@ def _existing(stage: ModelStage, models_dir: Path) -> ModelStage:
 def _is_there(file: str, folder: Path) -> bool:
     """Say whether a stage may list this name: a regular file below the folder."""
     inside = not os.path.isabs(file) and ".." not in Path(file).parts  # noqa: PTH117
-    return inside and (folder / file).is_file()
+    return inside and os.path.isfile(folder / file)  # noqa: PTH113  # Path's own question raises on long names
 
 
 def _items(attachments: Optional[Mapping[str, Sequence[str]]]) -> Iterable[tuple[str, Sequence[str]]]:

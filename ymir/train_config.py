@@ -11,6 +11,7 @@ from typing import Callable, Optional, TypeVar
 
 from utils.errors import ConfigError, WeightsError
 from utils.labels import detect_format
+from utils.process import one_line
 from utils.settings import PictureSettings
 from utils.train_options import MODELS, NEWEST, ROOT, WEIGHTS, TrainOptions, apply, find_model, parse_options
 from utils.train_settings import TrainConfig
@@ -184,7 +185,8 @@ def _resume_path(task: TaskConfig, options: TrainOptions) -> Optional[Path]:
         )
     last = path / LAST_FILE if os.path.isdir(path) else path  # noqa: PTH112  # Path's own raises on long names
     if not os.path.isfile(last):  # noqa: PTH113
-        raise WeightsError(f"args_options: --resume: got {brief(text)}, there is no file {last} (config.yaml)")
+        there = one_line(str(last))
+        raise WeightsError(f"args_options: --resume: got {brief(text)}, there is no file {there} (config.yaml)")
     return last
 
 
@@ -193,7 +195,7 @@ def _told(read: Callable[[], Result], where: str = "args_options: ") -> Result:
     try:
         return read()
     except (ConfigError, WeightsError) as cause:
-        raise type(cause)(f"{where}{cause} (config.yaml)") from None
+        raise type(cause)(f"{where}{one_line(str(cause))} (config.yaml)") from None
 
 
 # ---- where it starts -------------------------------------------------------------------------------------------------

@@ -176,6 +176,10 @@ def foreign(model: Any) -> None:
     model.graph.node.append(helper.make_node("Evil", ["images"], ["x"], domain="com.evil"))
 
 
+def foreign_in_lines(model: Any) -> None:
+    model.graph.node[0].domain, model.graph.node[0].op_type = "com\nerror 0\n", "Evil\x1b[2J"
+
+
 def with_function(model: Any) -> None:
     nodes = [helper.make_node("Identity", ["a"], ["b"])]
     model.functions.append(helper.make_function("own", "F", ["a"], ["b"], nodes, [helper.make_opsetid("", 13)]))
@@ -226,6 +230,7 @@ REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
     "weights in another file": (outside, "keeps weights in another file"),
     "weights in another file, of a branch": (outside_in_a_branch, "keeps weights in another file"),
     "a foreign operator": (foreign, "operator com.evil.Evil is not of ONNX's own domain"),
+    "a foreign operator of several lines": (foreign_in_lines, "operator com?error 0?.Evil?[2J is not of ONNX's own"),
     "functions": (with_function, "defines functions of its own"),
     "graphs in graphs": (deep, "deep"),
     "two inputs": (two_inputs, "has 2 inputs"),
@@ -239,6 +244,7 @@ REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
     "names of another number": (meta("names", "{0: 'a', 1: 'b'}"), "names 2 classes, but finds 1"),
     "names that are code": (meta("names", "__import__('os').system('touch /tmp/was-here')"), "metadata"),
     "names without end": (meta("names", "[" * 100_000), "metadata"),
+    "names that are a sum without end": (meta("names", "1" + "+1" * 400_000), "metadata"),
     "strides of nothing": (meta("strides", "[0]"), "metadata"),
     "memory without end": (huge, "memory ran out"),
     "an unknown operator": (unknown_operator, "onnxruntime refuses it"),

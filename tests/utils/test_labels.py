@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from utils.annotations import write_ark, write_coco, write_voc
+from utils.coco_index import id_key, read_coco_index
 from utils.errors import ConfigError, DatasetError
 from utils.labels import (
     CLIPPED,
@@ -255,6 +257,17 @@ def test_coco_maps_by_name_and_counts_what_it_leaves_out(tmp_path: Path) -> None
     assert "annotation 7" in source.shared_faults()[0].example
 
 
+def test_huge_ids_of_coco_are_found_and_do_not_hash_alike(tmp_path: Path) -> None:
+    alike = [number * sys.hash_info.modulus for number in (2, 3, 5, 8)]
+    assert len(set(map(hash, alike))) == 1
+    assert len({hash(id_key(number)) for number in alike}) == 4
+    rows = [{"image_id": number, "category_id": 7, "bbox": [1, 1, 2, 2]} for number in (alike[1], str(alike[1]), 7)]
+    images = [{"id": number, "file_name": f"{place}.jpg"} for place, number in enumerate(alike)]
+    (tmp_path / "a.json").write_text(coco_text(rows, images))
+    index = read_coco_index(tmp_path / "a.json")
+    assert [len(index.rows_of(Path(f"{place}.jpg")) or ()) for place in range(4)] == [0, 1, 0, 0]
+
+
 def test_coco_is_parsed_once(tmp_path: Path) -> None:
     path = tmp_path / "coco-annotations.json"
     path.write_text(coco_text([{"image_id": "x", "category_id": 7, "bbox": [0, 0, 1, 1]}]))
@@ -293,6 +306,11 @@ def test_a_json_that_is_no_coco_file_is_an_error(tmp_path: Path, text: str, says
     with pytest.raises(DatasetError, match=r"one\.coco") as error:
         read_text(tmp_path, "coco", text)
     assert says in str(error.value)
+
+
+def test_a_repeated_yolo_row_is_seen_whatever_the_sign_of_its_zeros(tmp_path: Path) -> None:
+    read = read_text(tmp_path, "yolo", "0 0 0.5 0.5 0.2\n-0 -0.0 0.5 5e-1 0.2\n0 nan 0 0 0\n")
+    assert counts(read) == {REPEATED: 1, NOT_FINITE: 1, CLIPPED: 1}
 
 
 def test_yolo_boxes_polygons_and_repeated_rows(tmp_path: Path) -> None:

@@ -40,6 +40,15 @@ def test_ordinary_files_are_read(text: bytes, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "key", ["2305843009213693951", "0x1fffffffffffffff", "1.000000000000001", "!!int '9999999999999999'"]
+)
+def test_keys_that_could_hash_alike_are_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"f line 2: a key that is a number of more than 15 digits"):
+        parse_yaml(f"a: 1\n{key}: 2\n".encode(), "f")
+    assert parse_yaml(f"123456789012345: {key}\nb: 1\n".encode(), "f")
+
+
+@pytest.mark.parametrize(
     "text",
     [
         b'!!python/object/apply:os.system ["echo SECRET"]',

@@ -279,6 +279,7 @@ WRONG = [
     ("class_distribution_scores", "1.0,", "need a list of finite numbers"),
     ("class_distribution_scores", {"cat": 1}, "need a list of finite numbers"),
     ("ymir_saved_file_patterns", "(", "need regular expressions, '(' is none"),
+    ("ymir_saved_file_patterns", "(?i)" + r"[\0-\U0010ffff]" * 300, "of at most 250 letters together"),  # took 5 s
     ("args_options", ["--exist-ok"], "need a text"),
     ("activation", True, "need a text"),
     ("seed", -1, "need a whole number"),

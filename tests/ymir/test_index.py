@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.ymir.conftest import Task
 from utils.errors import DatasetError
-from ymir.config import read_task
-from ymir.index import Candidate, CandidateIndex, candidate_index, read_lines
+from ymir.config import Roots, read_task
+from ymir.index import MOST_TABS, Candidate, CandidateIndex, Pair, PairIndex, candidate_index, read_lines
 
 Write = Callable[..., Task]
 
@@ -72,6 +72,29 @@ def test_a_training_line_gives_its_picture(task_dirs: Task) -> None:
     path = picture(task_dirs, "assets/a.jpg")
     (found,) = candidates(task_dirs, b"/in/assets/a.jpg\t/in/annotations/a.txt\n")
     assert (found.path, found.line) == (path, "/in/assets/a.jpg")
+
+
+def pairs(task: Task, line: str) -> list[Pair]:
+    file = task.in_dir / "train.tsv"
+    file.write_text(line)
+    folders = task.in_dir, task.in_dir / "assets", task.in_dir / "annotations"
+    return list(PairIndex(file, *folders, Roots(task.in_dir, task.out_dir)))
+
+
+@pytest.mark.parametrize("tabs", [0, 1, 3])
+def test_of_several_tabs_the_one_between_two_files_counts(tabs: int, task_dirs: Task) -> None:
+    image = picture(task_dirs, "assets/" + "a\t" * tabs + "b.jpg")
+    label = picture(task_dirs, "annotations/" + "c\t" * tabs + "d.txt")
+    (found,) = pairs(task_dirs, f"{image}\t{label}\n")
+    assert (found.image, found.annotation) == (image, label)
+
+
+def test_a_line_of_endless_tabs_asks_the_disk_a_few_times(task_dirs: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(os.path, "isfile", lambda path: asked.append(path))
+    (found,) = pairs(task_dirs, "a\t" * 30_000)  # took 38 s
+    assert found.image == task_dirs.in_dir / "a"
+    assert 0 < len(asked) <= 2 * MOST_TABS
 
 
 def test_blanks_around_a_path_are_forgiven(task_dirs: Task) -> None:

@@ -337,7 +337,25 @@ def test_stages_are_read_back(tmp_path: Path) -> None:
     assert read_stages(tmp_path / "none.yaml") == ()
 
 
-@pytest.mark.parametrize("content", ["", "- a\n", "model: 5\n", "model_stages: {a: 5}\n", "{", "model_stages: 5"])
+STAGE = "model_stages: {{a: {{stage_name: a, files: {}, mAP: 0.5, timestamp: {}}}}}"
+
+
+def test_stages_of_any_texts_are_read_and_may_be_written(tmp_path: Path) -> None:
+    path = touch(tmp_path, "w.pt")
+    strange = tmp_path / "strange.yaml"
+    strange.write_text(STAGE.format(f"[w.pt, '{'x' * 5000}', \"a\\0b\", '/etc/passwd']", 7))
+    stages = read_stages(strange)
+    assert len(stages[0].files) == 4
+    assert write_stages(path, tmp_path, stages)[0].files == ("w.pt",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "- a\n", "model: 5\n", "model_stages: {a: 5}\n", "{", "model_stages: 5", "{model: w.pt, map: 0.5}"),
+        *(STAGE.format("[w.pt]", ".inf"), STAGE.format("[1, 2]", 5), STAGE.format("[[]]", 5), STAGE.format("w.pt", 5)),
+    ],
+)
 def test_a_result_that_is_no_list_of_stages_counts_as_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "result.yaml").write_text(content)
     assert read_stages(tmp_path / "result.yaml") == ()

@@ -175,6 +175,7 @@ def test_a_run_to_go_on_with_that_is_not_there_is_told(told: Told) -> None:
         ({"args_options": "--device 0"}, r"args_options: --device: got '0', the task's is cpu; leave it out"),
         ({"args_options": "--weights /etc/x.pt"}, r"args_options: --weights: got '/etc/x\.pt', need a file of"),
         ({"args_options": "--weights /out/models/x.pt"}, r"args_options: --weights: got"),
+        ({"args_options": "--weights 'a\nb'"}, r"args_options: --weights: a b is no \.pt file"),
         ({"args_options": "--weights ../../x.pt"}, r"args_options: --weights: got '\.\./\.\./x\.pt', need"),
         ({"args_options": "--hyp /in/../etc/passwd"}, r"args_options: --hyp: got '/in/\.\./etc/passwd', need"),
         ({"args_options": "--hyp /inner/h.yaml"}, r"args_options: --hyp: got '/inner/h\.yaml', need"),
@@ -192,6 +193,12 @@ def test_a_wrong_value_is_told_with_its_key(config: dict[str, Any], words: str, 
     with pytest.raises(ConfigError, match=words) as caught:
         told(**config)
     assert caught.value.code == 300001
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_of_several_lines_is_told_in_one(told: Told) -> None:
+    with pytest.raises(WeightsError, match=r"there is no file .*out/models/a b \(config\.yaml\)") as caught:
+        told(args_options="--resume 'a\nb'")
     assert "\n" not in str(caught.value)
 
 
