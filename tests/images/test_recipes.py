@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.images.recipes import LOCKS, RECIPES, context, instructions
+from tests.test_house import MODULES, ours
 
 BASES = {
     "cpu": "python:3.11-slim-bookworm",
@@ -76,7 +77,7 @@ def test_the_context_holds_every_source_file_and_nothing_else(tmp_path: Path) ->
     for name in ("start.py", "LICENSE", "ymir/img-man/manifest.yaml", "ymir/docker/locks/py311.txt"):
         assert name in context(ROOT)
     assert {name.partition("/")[0] for name in context(ROOT)} <= {
-        "LICENSE", "start.py", "infer.py", "mine.py", "train.py", "val.py", "detect.py", "export.py", "make_task.py",
+        "LICENSE", "start.py", "check.py", "infer.py", "mine.py", "train.py", "val.py", "detect.py", "export.py", "make_task.py",
         "data", "docs", "formats", "mining", "models", "training", "utils", "ymir", "weights",
     }  # fmt: skip
     # what lies about in a checkout stays there
@@ -98,6 +99,10 @@ def test_whatever_start_imports_is_in_the_context() -> None:
     rooms = ("utils", "models", "formats", "mining", "ymir", "training")
     for path in sorted(path for room in rooms for path in (ROOT / room).glob("*.py")):
         assert str(path.relative_to(ROOT)) in names
+    for name in names:
+        if name.endswith(".py"):
+            needed = {str(MODULES[module].relative_to(ROOT)) for module, _ in ours(ROOT / name)}
+            assert needed <= set(names), name
     for pattern in ("models/*.yaml", "data/hyps/*.yaml", "ymir/img-man/*.yaml"):
         assert {str(path.relative_to(ROOT)) for path in ROOT.glob(pattern)} <= set(names)
 

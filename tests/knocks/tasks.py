@@ -56,7 +56,7 @@ class Task:
 
 def tiny_task(kind: str, coco_images: Sequence[Path], weights: Path, folder: Path, **settings: Any) -> Task:
     """Make a task: inference or mining of four pictures, or a training of two epochs of two batches."""
-    common = {"img_size": SIDE, "batch_size_per_gpu": 2, "num_workers_per_gpu": 2}
+    common: dict[str, Any] = {"img_size": SIDE, "batch_size_per_gpu": 2, "num_workers_per_gpu": 2}
     source = folder / "source"
     for part in ("images", "labels"):
         (source / part).mkdir(parents=True)
