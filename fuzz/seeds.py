@@ -335,6 +335,7 @@ def configs() -> list[bytes]:
         b"class_names: [cat]\nymir_saved_file_patterns: '.*\\.txt, (a|b)+$'\nsave_best_only: 'no'\nlr: 1e-05\n",
         b'class_names: [cat]\nymir_saved_file_patterns: "(?i)' + b"[\\0-\\U0010ffff]" * 8 + b'"\n',
         b"object_type: 3\nclass_names: cat\n",
+        b"class_names: [cat]\nargs_options: '" + b"-v " * 10_000 + b"'\n",
     ]
 
 

@@ -25,6 +25,7 @@ Result = TypeVar("Result")
 
 DATA_FILE = "data.yaml"  # of the task, in /out
 LAST_FILE = "last.pt"
+MOST_WORDS = 1000  # of args_options: argparse takes the square of them, ten seconds for 15,000
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ def read_options(task: TaskConfig) -> TrainOptions:
         raise ConfigError(
             f"args_options: got {brief(text)}, need options as a shell splits them: {words} (config.yaml)"
         ) from None
+    if len(argv) > MOST_WORDS:
+        raise ConfigError(f"args_options: got {len(argv)} words, need at most {MOST_WORDS} (config.yaml)")
     options = _told(lambda: parse_options(argv, with_help=False))
     _keep_to_the_task(task, options)
     return replace(

@@ -165,6 +165,7 @@ def test_a_run_to_go_on_with_that_is_not_there_is_told(told: Told) -> None:
         ({"precision": "fp8"}, r"precision: got 'fp8', need one of auto, fp32"),
         ({"args_options": "--epochs abc"}, r"args_options: .*--epochs: got 'abc', need a whole number.*config"),
         ({"args_options": "--nosuch 1"}, r"args_options: unrecognized arguments: --nosuch 1 \(config\.yaml\)"),
+        ({"args_options": "-v " * 20_000}, r"args_options: got 20000 words, need at most 1000 \(config\.yaml\)"),
         ({"args_options": "--help"}, r"args_options: unrecognized arguments: --help"),
         ({"args_options": "--name 'x"}, r"args_options: got \"--name 'x\", need options .*no closing quotation"),
         ({"args_options": "--data other.yaml"}, r"args_options: --data: got 'other\.yaml', the task's is .*data"),
