@@ -77,7 +77,8 @@ def test_the_context_holds_every_source_file_and_nothing_else(tmp_path: Path) ->
     for name in ("start.py", "LICENSE", "ymir/img-man/manifest.yaml", "ymir/docker/locks/py311.txt"):
         assert name in context(ROOT)
     assert {name.partition("/")[0] for name in context(ROOT)} <= {
-        "LICENSE", "start.py", "check.py", "infer.py", "mine.py", "train.py", "val.py", "detect.py", "export.py", "make_task.py",
+        "LICENSE", "start.py", "check.py", "infer.py", "mine.py", "train.py", "val.py", "detect.py", "export.py",
+        "make_task.py",
         "data", "docs", "formats", "mining", "models", "training", "utils", "ymir", "weights",
     }  # fmt: skip
     # what lies about in a checkout stays there
