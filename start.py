@@ -24,6 +24,7 @@ from typing import Callable, Optional
 
 from utils.console import Console
 from utils.errors import ConfigError, DatasetError, DeviceMemoryError, ExecutorError, StoppedError
+from utils.files import remove_scraps
 from utils.process import handling, leave, prepare_process, stoppable
 from utils.progress import Progress
 from utils.shards import MOST_SHARDS, Shard, one_at_a_time, parse_shard, shard_of_environment
@@ -122,9 +123,19 @@ def run_reporting(task: TaskConfig, monitor: Monitor, part: Part) -> None:
 
 
 def remove_old_results(env: Env) -> None:
-    """Take away what an earlier run left, so that nobody takes it for this run's."""
-    for _, result in steps(env):
-        result.unlink(missing_ok=True)
+    """Take away what an earlier run left, so that nobody takes it for this run's, and its half-written files.
+
+    Raises ExecutorError where that can't be done.
+    """
+    results = [result for _, result in steps(env)]
+    remove_scraps(*{result.parent for result in results})
+    for result in results:
+        try:
+            result.unlink(missing_ok=True)
+        except OSError as cause:
+            raise ExecutorError(
+                f"{result}: the result of an earlier run can't be removed ({cause.strerror}); remove it and start again"
+            ) from cause
 
 
 def fail(monitor: Monitor, error: ExecutorError, trace: str = "") -> int:
@@ -145,7 +156,10 @@ def beating(monitor: Monitor) -> Iterator[None]:
 
     def beat() -> None:
         while not done.wait(HEARTBEAT_S):
-            monitor.beat()
+            try:
+                monitor.beat()
+            except ExecutorError as error:  # the task's own next report meets it too, where a code can be made of it
+                LOGGER.warning("%s", one_line(str(error)))
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import resource
@@ -16,6 +17,8 @@ from utils.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from utils.records import RecordFile
+
+LOGGER = logging.getLogger(__name__)
 
 MOST_SHARDS = 100_000
 SPARE_FILES = 200  # that a process has open besides records
@@ -108,7 +111,10 @@ def joining(
     with ExitStack() as stack:
         yield [stack.enter_context(open_file(shard)) for shard in all_shards(count)]
     for path in folder.glob(f"{kind}.*-of-*.records"):
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as cause:  # results are written; a later run goes on from these records, or begins them anew
+            LOGGER.warning("%s: can't be removed (%s); remove it", path, cause.strerror)
 
 
 def allow_open_files(count: int) -> None:

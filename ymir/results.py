@@ -10,7 +10,7 @@ import re
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -199,7 +199,8 @@ class InferResultWriter:
     def __exit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        self._spool.close()
+        with suppress(OSError):  # closing writes what is left, of no use any more where writing failed before
+            self._spool.close()
 
     def add(self, index: int, name: str, detections: Detections, hw: tuple[int, int]) -> None:
         """Take one picture's detections.

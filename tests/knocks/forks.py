@@ -2,8 +2,8 @@
 
     python -m tests.knocks.forks
 
-It reads an Order a line (JSON) on stdin and answers each with a line. It starts no thread and runs nothing itself, so that
-a fork of it is whole; torch has one thread from its beginning.
+It reads an Order a line (JSON) on stdin and answers each with a line. It starts no thread and runs nothing itself, so
+that a fork of it is whole; torch has one thread from its beginning.
 """
 
 from __future__ import annotations
@@ -18,16 +18,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import Optional
 
-from tests.knocks.faults import NEVER, Fault, Injector, read_report
+from tests.knocks.injector import Fault, Injector, Place, read_report
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST_S = 120
 READY = "ready"
 # What tasks import while they run: forks then find it there.
 WANTED = (
-    *("start", "infer", "mine", "mining.report", "training.task", "training.ranks", "training.loop", "training.finishing"),
+    *(
+        "start",
+        "infer",
+        "mine",
+        "mining.report",
+        "training.task",
+        "training.ranks",
+        "training.loop",
+        "training.finishing",
+    ),
     *("training.handing_over", "training.statistics", "models.detector", "models.resume", "formats.engines"),
     *("torch", "onnx", "onnxruntime", "onnxslim", "cv2", "numpy", "safetensors.numpy", "tensorboard.compat.proto"),
+    *(
+        "torch.onnx",
+        "torch._dynamo",
+        "torch.distributed.nn",
+        "torch.onnx.symbolic_opset11",
+        "torch.onnx.utils",
+        "numpy.ma",
+    ),
     *("tensorboard.summary.writer.record_writer", "torch.distributed", "faster_coco_eval"),
 )
 
@@ -43,11 +60,11 @@ class Order:
 
 @dataclass(frozen=True)
 class Ran:
-    """How a run ended. operations: kind and name of each that was begun below /out, in turn."""
+    """How a run ended. operations: each that was begun below /out, in turn."""
 
     code: int
     output: str
-    operations: list[tuple[str, str]]
+    operations: list[Place]
     peak_kb: int = 0
 
     @property
@@ -75,14 +92,14 @@ class Forks:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
-    def run(self, folder: Path, fault: Fault = Fault("error", NEVER), *more: str) -> Ran:  # noqa: B008  # frozen
+    def run(self, folder: Path, fault: Fault = Fault(), *more: str) -> Ran:  # noqa: B008  # frozen
         """Run start.py on folder/in and folder/out, with a fault."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asdict(Order(str(folder), fault, more))) + "\n")
         self._process.stdin.flush()
         code, peak_kb = json.loads(self._line())
         output = (folder / "output.txt").read_text(errors="replace")
-        return Ran(code, output, list(read_report((folder / "report.txt").read_text())), peak_kb)
+        return Ran(code, output, read_report((folder / "report.txt").read_text()), peak_kb)
 
     def __enter__(self) -> Forks:
         return self
@@ -106,7 +123,9 @@ def serve() -> None:
     print(READY, flush=True)
     for line in sys.stdin:
         order = json.loads(line)
-        print(json.dumps(forked(Order(order["folder"], Fault(**order["fault"]), tuple(order["more"])))), flush=True)
+        place, mode = order["fault"]["place"], order["fault"]["mode"]
+        fault = Fault(mode, Place(**place) if place else None)
+        print(json.dumps(forked(Order(order["folder"], fault, tuple(order["more"])))), flush=True)
 
 
 def forked(order: Order) -> tuple[int, int]:

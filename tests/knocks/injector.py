@@ -1,10 +1,10 @@
-"""Faults: makes the k-th operation of this process on files below a folder fail, or kills the process there.
+"""Injector: makes one operation of this process on files below a folder fail, or kills the process there.
 
 What it covers: Python's own calls. A file that is opened for writing by open(), io.open, Path.open, os.fdopen or
 tempfile has a raw layer of ours below Python's buffer, so that a `write` here is one write(2) of the real file; of the
-os module: open (for writing), fsync, rename, replace, mkdir, rmdir, unlink, chmod, truncate. What it doesn't: a library that
-writes by C calls of its own. None of ours does below /out (tests/knocks/test_injected.py compares with what strace
-counts, where it is installed).
+os module: open (for writing), fsync, rename, replace, mkdir, rmdir, unlink, chmod, truncate. What it doesn't: a library
+that writes by C calls of its own, and processes that are started. None does below /out in the tasks that are tried:
+test_injected.py compares with what strace counts, where that is installed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import builtins
 import errno
 import io
 import os
+import re
 import threading
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -22,60 +23,84 @@ from typing import Any, Callable, Optional
 KILLED = 137
 TAKES_SPACE = {"write", "open", "mkdir", "fsync"}
 MODES = ("error", "full", "kill")
-NEVER = 0
+# What differs from run to run in names.
+CHANGING = {r"\.\d+\.tmp$": ".tmp", r"events\.out\.tfevents\..*": "events", r"^#\d+.*": "(unnamed)"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """The number-th operation of a kind, from 1, on a file below the folder.
+
+    name: in the folder, without process numbers and times.
+    """
+
+    kind: str
+    name: str
+    number: int
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is to happen. place: at which operation, from 1; 0: never.
+    """What is to happen, and at which operation; nothing without a place.
 
-    mode: error: it fails once, as a full disk (ENOSPC: write) or a broken one (EIO: all others) would; full: from it on
+    mode: error: it fails once, as on a full disk (ENOSPC: write) or a broken one (EIO: all others); full: from it on
     nothing that takes space succeeds; kill: the process ends there as by SIGKILL, a write being half done.
     """
 
-    mode: str
-    place: int
+    mode: str = "error"
+    place: Optional[Place] = None
+
+
+def opened_path(handle: int) -> str:
+    """Give the path that a descriptor was opened by. Raises OSError."""
+    return str(Path("/proc/self/fd", str(handle)).readlink())
 
 
 class Injector:
     """Counts the operations below a folder, and lets the fault happen at its place."""
 
     def __init__(self, folder: Path, fault: Fault, report: int) -> None:
-        """report: a descriptor outside of the folder; a line `NUMBER KIND NAME` for each operation goes there."""
+        """report: a descriptor outside of the folder, for a line `NUMBER KIND NAME`, of a Place, for each operation."""
         self._folder, self._fault, self._report = f"{folder}/", fault, report
         self._lock = threading.Lock()
-        self._count = 0
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._is_full = False
         self._write = os.write
 
     def is_below(self, path: Any, at: Optional[int] = None) -> bool:
         """Tell whether a path or a descriptor is one of the folder's."""
         try:
             if isinstance(path, int):
-                path = os.readlink(f"/proc/self/fd/{path}")
+                path = opened_path(path)
             elif at is not None:  # a name in an open folder
-                path = f"{os.readlink(f'/proc/self/fd/{at}')}/{os.fsdecode(path)}"
+                path = f"{opened_path(at)}/{os.fsdecode(path)}"
         except OSError:
             return False
         return (os.fsdecode(path) + "/").startswith(self._folder)
 
     def reach(self, kind: str, name: Any, half_done: Callable[[], object] = lambda: None) -> None:
         """Be told of an operation that comes now. half_done: does a part of it. Raises OSError where it is to fail."""
-        with self._lock:
-            self._count += 1
-            number = self._count
-        if isinstance(name, int):
-            name = os.readlink(f"/proc/self/fd/{name}")
-        self._write(self._report, f"{number} {kind} {os.fsdecode(name)[len(self._folder) :]}\n".encode())
-        fault = self._fault
-        if fault.mode == "full":
-            if 0 < fault.place <= number and kind in TAKES_SPACE:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fsdecode(name))
-        elif fault.place == number:
-            if fault.mode == "kill":
+        path = opened_path(name) if isinstance(name, int) else os.fsdecode(name)
+        place = self._place(kind, path)
+        self._write(self._report, f"{place.number} {kind} {place.name}\n".encode())
+        if place == self._fault.place:
+            if self._fault.mode == "kill":
                 half_done()
                 os._exit(KILLED)
-            code = errno.ENOSPC if kind == "write" else errno.EIO
-            raise OSError(code, os.strerror(code), os.fsdecode(name))
+            self._is_full = self._fault.mode == "full"
+            if not self._is_full:
+                code = errno.ENOSPC if kind == "write" else errno.EIO
+                raise OSError(code, os.strerror(code), path)
+        if self._is_full and kind in TAKES_SPACE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    def _place(self, kind: str, path: str) -> Place:
+        name = path[len(self._folder) :]
+        for pattern, known in CHANGING.items():
+            name = re.sub(pattern, known, name)
+        with self._lock:
+            self._counts[kind, name] += 1
+            return Place(kind, name, self._counts[kind, name])
 
     def install(self) -> None:
         """Stand between this process and its files, for good: the process is one to be thrown away."""
@@ -121,7 +146,18 @@ class Injector:
         # One by one, for mypy would have each be what it replaces.
         for module in (builtins, io):
             setattr(module, "open", opened)  # noqa: B010
-        for kind in ("fsync", "mkdir", "rmdir", "unlink", "remove", "chmod", "rename", "replace", "truncate", "ftruncate"):
+        for kind in (
+            "fsync",
+            "mkdir",
+            "rmdir",
+            "unlink",
+            "remove",
+            "chmod",
+            "rename",
+            "replace",
+            "truncate",
+            "ftruncate",
+        ):
             setattr(os, kind, self._counted(kind, getattr(os, kind)))
         real_os_open = os.open
 
@@ -143,6 +179,6 @@ class Injector:
         return call
 
 
-def read_report(text: str) -> Sequence[tuple[str, str]]:
-    """Give kind and name of each operation that was reported, in turn."""
-    return [(kind, name) for _, kind, name in (line.split(" ", 2) for line in text.splitlines())]
+def read_report(text: str) -> list[Place]:
+    """Give each operation that was reported, in turn."""
+    return [Place(kind, name, int(number)) for number, kind, name in (line.split(" ", 2) for line in text.splitlines())]
