@@ -6,7 +6,10 @@ writes of a .pt, monitor.txt in a training) the first, the middle one and the la
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.knocks.few import CODES, COUNT, assert_whole, copied, monitor_of, pictures_task, training_task
-from tests.knocks.forks import Forks, Ran
-from tests.knocks.injector import KILLED, Fault, Place
+from tests.knocks.forks import ROOT, Forks, Ran
+from tests.knocks.injector import KILLED, Fault, Place, read_report
 
 TASKS = ("infer", "mining", "train")
 RESULTS = {"infer": "infer-result.json", "mining": "result.tsv", "train": "models/result.yaml"}
@@ -132,3 +135,27 @@ def test_a_sample_of_faults(forks: Forks, templates: dict[str, Path], tmp_path: 
 def test_every_fault(forks: Forks, templates: dict[str, Path], tmp_path: Path, task: str, mode: str) -> None:
     again_every, step = (8, 1 + (mode == "full")) if task == "train" else (1, 1)
     try_faults(forks, templates, tmp_path, task, mode, step, again_every)
+
+
+CALLS = "write,pwrite64,writev,pwritev,sendfile,copy_file_range,fsync,fdatasync,rename,renameat,renameat2,ftruncate"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_no_write_escapes_the_injector(task: str, templates: dict[str, Path], tmp_path: Path) -> None:
+    """The system's own calls on files below /out, counted by strace, are those that the injector counted."""
+    if not shutil.which("strace"):
+        pytest.skip("needs strace")
+    here = copied(templates[task], tmp_path / "task")
+    script = f"from tests.knocks.forks import run_alone; run_alone({str(here)!r})"
+    log = tmp_path / "calls.txt"
+    command = ["strace", "-f", "-qq", "-y", "--seccomp-bpf", "-s", "0", "-e", f"trace={CALLS}", "-o", str(log)]
+    done = subprocess.run([*command, sys.executable, "-c", script], cwd=ROOT, timeout=600)
+    assert done.returncode == 0
+    known = Counter[str]()
+    for line in log.read_text(errors="replace").splitlines():
+        call = re.match(r"\d+ +(\w+)\((.*)", line)
+        if call and f"{here}/out" in call[2]:
+            known[{"renameat": "rename", "renameat2": "rename", "ftruncate": "truncate"}.get(call[1], call[1])] += 1
+    counted = Counter(place.kind for place in read_report((here / "report.txt").read_text()))
+    assert known == {kind: counted[kind] for kind in ("write", "fsync", "rename", "truncate") if counted[kind]}
