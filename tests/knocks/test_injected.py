@@ -155,7 +155,7 @@ def test_no_write_escapes_the_injector(task: str, templates: dict[str, Path], tm
     known = Counter[str]()
     for line in log.read_text(errors="replace").splitlines():
         call = re.match(r"\d+ +(\w+)\((.*)", line)
-        if call and f"{here}/out" in call[2]:
+        if call and f"{here}/out/" in call[2]:
             known[{"renameat": "rename", "renameat2": "rename", "ftruncate": "truncate"}.get(call[1], call[1])] += 1
     counted = Counter(place.kind for place in read_report((here / "report.txt").read_text()))
     assert known == {kind: counted[kind] for kind in ("write", "fsync", "rename", "truncate") if counted[kind]}
