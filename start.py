@@ -139,7 +139,7 @@ def remove_old_results(env: Env) -> None:
             result.unlink(missing_ok=True)
         except OSError as cause:
             raise ExecutorError(
-                f"{result}: an earlier run's can't be taken away ({cause.strerror}); take it away, or use another /out"
+                f"{result}: the result of an earlier run can't be removed ({cause.strerror}); remove it and start again"
             ) from cause
 
 
@@ -163,7 +163,7 @@ def beating(monitor: Monitor) -> Iterator[None]:
         while not done.wait(HEARTBEAT_S):
             try:
                 monitor.beat()
-            except ExecutorError as error:  # the work itself fails of it, or it passes; a thread has nobody to tell
+            except ExecutorError as error:  # the task's own next report meets it too, where a code can be made of it
                 LOGGER.warning("%s", one_line(str(error)))
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)

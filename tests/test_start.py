@@ -26,6 +26,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 import start
 from make_task import TaskOptions, make_task
 from models.yolo import DetectionModel
+from ymir.monitor import Monitor
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 160  # px; golden figures at 640 are held in tests/models and tests/mining
@@ -426,6 +427,36 @@ def test_however_small_the_batch_a_cpus_passes_are_full(batch: int, task: Path) 
     finally:
         handle.remove()
     assert pictures == [8, 8, 8]
+
+
+def test_an_old_result_that_cannot_be_removed_is_told(task: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (task / "out/result.tsv").mkdir(parents=True)
+    assert run(task) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("error 160004: ") and "out/result.tsv" in last and "defect" not in last
+    assert monitor(task)[3:5] == ["4", "160004"]
+
+
+def test_what_a_kill_left_half_written_is_removed(task: Path) -> None:
+    edit(task / "in/env.yaml", run_infer=False)
+    edit(task / "in/config.yaml", mining_algorithm="random")
+    (task / "out").mkdir()
+    others = task / f"out/.result.tsv.{os.getppid()}.tmp"  # of a process that lives
+    others.touch()
+    ended = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True).stdout.strip()
+    (task / f"out/.result.tsv.{ended}.tmp").write_text("half")
+    assert run(task) == 0
+    assert sorted(path.name for path in (task / "out").iterdir()) == [others.name, "monitor.txt", "result.tsv"]
+
+
+def test_a_heartbeat_that_cannot_be_written_is_a_line_not_a_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(start, "HEARTBEAT_S", 0.01)
+    with start.beating(Monitor(tmp_path / "file/monitor.txt", "t")):
+        while caplog.text.count("can't be written") < 2:  # it goes on beating
+            time.sleep(0.01)
 
 
 def test_closed_streams_are_no_trouble(task: Path) -> None:

@@ -221,6 +221,43 @@ def test_a_search_leaves_its_best_weights(task: Path) -> None:
     assert {"evolve.csv", "hyp_evolve.yaml", "evolve.png"} <= {p.name for p in (task / "out/tensorboard").iterdir()}
 
 
+@pytest.mark.parametrize("name", ["models", "data.yaml"])
+def test_an_out_that_cannot_be_written_is_told_before_torch(
+    name: str, task: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if name == "models":  # a file where a folder is to be
+        (task / "out").mkdir()
+        (task / "out/models").touch()
+    else:  # and the other way round
+        (task / "out/data.yaml").mkdir(parents=True)
+    assert run(task) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("error 160004: ") and str(task / "out") in last and "make room" in last
+    assert "defect" not in last and monitor(task)[3:5] == ["4", "160004"]
+
+
+def test_an_old_model_that_cannot_be_removed_is_told(task: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (task / "out/models/best.onnx").mkdir(parents=True)
+    assert run(task) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("error 160004: ") and "models/best.onnx" in last and "defect" not in last
+
+
+def test_a_search_that_cannot_begin_says_so_and_its_drawing_is_no_matter(
+    task: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    edit(task / "in/config.yaml", args_options=f"{QUICK} --evolve 1")
+    (task / "out/models/best.pt").mkdir(parents=True)
+    (task / "out/tensorboard/evolve.png").mkdir(parents=True)
+    assert run(task) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("error 160004: ") and "models/best.pt" in last and "defect" not in last
+    (task / "out/models/best.pt").rmdir()
+    assert run(task) == 0
+    assert "evolve.png" in caplog.text and "can't be written" in caplog.text
+    assert_stages_whole(task, result(task))
+
+
 def test_eleven_stages_at_most(tmp_path: Path) -> None:
     writer = StageWriter(tmp_path / "result.yaml", tmp_path, "", is_old_protocol=False)
     (tmp_path / "best.pt").write_bytes(b"x")

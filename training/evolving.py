@@ -9,7 +9,7 @@ from pathlib import Path
 
 from training.job import BEST, PICTURES, Checkpointed, FitResult, Hooks, TrainJob
 from training.ranks import train
-from training.saver import writing
+from training.saver import tolerating, writing
 from utils.errors import NotFiniteError
 from utils.evolve import EvolveLog, Generation, best_place, next_hyp
 from utils.hyp import Hyp
@@ -32,12 +32,15 @@ def evolve(job: TrainJob, generations: int, hooks: Hooks) -> None:
     if first:
         LOGGER.info("going on after %d generations of %s", first, job.folders.logs)
     elif job.on_begin is not None:
-        job.on_begin()
+        with writing(job.folders.weights):
+            job.on_begin()
     for number in range(first, generations):
         hyp = next_hyp(log.table, job.config.hyp, job.config.seed)
         part = hooks.progress.part(number / generations, (number + 1) / generations)
         result = _train_generation(job, hyp, work, Hooks(part, hooks.should_stop))
-        log.record(Generation(hyp, result.precision, result.recall, result.map50, result.mean_ap, *result.losses))
+        figures = Generation(hyp, result.precision, result.recall, result.map50, result.mean_ap, *result.losses)
+        with writing(job.folders.logs):
+            log.record(figures)
         is_best = best_place(log.table) == number
         LOGGER.info(
             "generation %d of %d: mAP50 %.4f, mAP %.4f%s",
@@ -48,9 +51,11 @@ def evolve(job: TrainJob, generations: int, hooks: Hooks) -> None:
             ", the best so far" if is_best else "",
         )
         if is_best:
-            _keep(job, work, result, is_over=number + 1 == generations)
+            with writing(job.folders.weights):
+                _keep(job, work, result, is_over=number + 1 == generations)
         if is_best or number + 1 == generations:
-            log.draw()
+            with tolerating(job.folders.logs):
+                log.draw()
         shutil.rmtree(work, ignore_errors=True)
         part.at(1)
     shutil.rmtree(job.folders.root / PICTURES, ignore_errors=True)

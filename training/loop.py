@@ -118,7 +118,8 @@ def _make_run(job: TrainJob, scans: Scans, machine: Machine, progress: Progress,
     if resumed is not None:
         run.load(resumed)
     elif world.rank == 0 and job.on_begin is not None:
-        job.on_begin()
+        with writing(job.folders.weights):
+            job.on_begin()
     if world.rank == 0:
         with writing(job.folders.logs):
             run.log = TrainLog(job.folders.logs, training.position.epoch)

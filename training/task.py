@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from training.job import BEST, LAST, Checkpointed, Hooks, TrainJob
+from utils.errors import ExecutorError
 from utils.stats import FILE_NAME
 from utils.train_settings import TrainFolders
 from ymir.config import TaskConfig
@@ -138,7 +139,14 @@ def make_job(task: TaskConfig, told: TrainTask) -> TrainJob:
 
 
 def write_tree(task: TaskConfig) -> None:
-    """Write data.yaml, train.tsv, val.tsv and test.tsv, as the plug-ins know them."""
-    for folder in (task.env.output.models_dir, task.env.output.tensorboard_dir):
-        folder.mkdir(parents=True, exist_ok=True)
-    convert_ymir_to_yolov5(merged_config(task))
+    """Write data.yaml, train.tsv, val.tsv and test.tsv, as the plug-ins know them. Raises ExecutorError."""
+    output = task.env.output
+    try:
+        for folder in (output.models_dir, output.tensorboard_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+        convert_ymir_to_yolov5(merged_config(task))
+    except OSError as cause:
+        raise ExecutorError(
+            f"{cause.filename or output.root_dir}: can't be written ({cause.strerror}); make room there, "
+            "see that this user may write there, and start again"
+        ) from cause

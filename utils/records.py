@@ -13,7 +13,7 @@ import struct
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
@@ -66,7 +66,7 @@ class RecordFile:
         if found:
             self._end = self._whole_end()
         else:
-            self._cut(0)
+            self._cut_off(0)
             self._write(header)
 
     def __enter__(self) -> RecordFile:
@@ -88,16 +88,14 @@ class RecordFile:
             end = place + HEAD.size + len(record)
         if end < os.fstat(self._file.fileno()).st_size:
             LOGGER.warning("%s: its last record was cut off, and is made anew", self.path)
-            self._cut(end)
+            self._cut_off(end)
         return end
 
-    def _cut(self, end: int) -> None:
-        try:
+    def _cut_off(self, end: int) -> None:
+        """Shorten the file, and be there."""
+        with self._telling():
             self._file.seek(end)
             self._file.truncate()
-        except OSError as cause:
-            self._file.close()
-            raise ExecutorError(f"{self.path}: can't be written ({cause.strerror}); look after the disk") from cause
 
     def _walk(self) -> Iterator[tuple[int, bytes]]:
         self._file.seek(self._begin)
@@ -137,9 +135,15 @@ class RecordFile:
             self._waiting.clear()
 
     def _write(self, content: bytes) -> None:
-        try:
+        with self._telling():
             self._file.write(content)
             self._file.flush()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Turn the system's error into one line that says what to do, and close the file."""
+        try:
+            yield
         except OSError as cause:
             with suppress(OSError):
                 self._file.close()

@@ -113,8 +113,8 @@ def joining(
     for path in folder.glob(f"{kind}.*-of-*.records"):
         try:
             path.unlink(missing_ok=True)
-        except OSError as cause:  # the results stand; the next run takes them for its own, as they are
-            LOGGER.warning("%s: can't be taken away (%s)", path, cause.strerror)
+        except OSError as cause:  # results are written; a later run goes on from these records, or begins them anew
+            LOGGER.warning("%s: can't be removed (%s); remove it", path, cause.strerror)
 
 
 def allow_open_files(count: int) -> None:

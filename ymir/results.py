@@ -199,7 +199,7 @@ class InferResultWriter:
     def __exit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        with suppress(OSError):  # a full disk, told where it was written to; what is left of it is of no use
+        with suppress(OSError):  # closing writes what is left, of no use any more where writing failed before
             self._spool.close()
 
     def add(self, index: int, name: str, detections: Detections, hw: tuple[int, int]) -> None:

@@ -1,0 +1,1 @@
+"""Hard knocks: disks that fill or fail, kills, hostile places and sizes."""
