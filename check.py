@@ -395,8 +395,11 @@ def check_out(task: TaskConfig) -> Iterator[Finding]:
         wanted += RECORD_BYTES * candidate_index(task).count()
     enough = free >= wanted
     advice = "" if enough else f"; up to {wanted >> 20} MB may be wanted: make room"
+    made = "" if folder.exists() else "will be made, "
     yield Finding(
-        Level.OK if enough else Level.LOOK, "results", f"{folder}: can be written, {free >> 20} MB are free{advice}"
+        Level.OK if enough else Level.LOOK,
+        "results",
+        f"{folder}: {made}can be written, {free >> 20} MB are free{advice}",
     )
     old = [path for path in (output.mining_result_file, output.infer_result_file) if path.exists()]
     if old and not task.env.run_training:

@@ -161,10 +161,7 @@ def beating(monitor: Monitor) -> Iterator[None]:
 
     def beat() -> None:
         while not done.wait(HEARTBEAT_S):
-            try:
-                monitor.beat()
-            except ExecutorError as error:  # the task's own next report meets it too, where a code can be made of it
-                LOGGER.warning("%s", one_line(str(error)))
+            monitor.beat()
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()

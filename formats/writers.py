@@ -35,6 +35,7 @@ from utils.letterbox import input_stride
 
 LOGGER = logging.getLogger("export")
 
+RKNN_OPSET = 12
 OPENVINO_FOLDER = "{stem}_openvino_model"
 RKNN_ANCHORS = "RK_anchors.txt"
 FP32 = "fp32"
@@ -173,7 +174,10 @@ def _write_rknn(handed: Handed, path: Path) -> list[Path]:
     model = copy.deepcopy(handed.model)
     names = tuple(f"output{number}" for number in range(len(model.stride)))
     network = RknnLevels(model).eval()
-    made = make_onnx(network, handed.blank[:1], min(options.opset, 12), names)
+    opset = min(options.opset, RKNN_OPSET)
+    if opset < options.opset:
+        LOGGER.warning("%s: is written with opset %d, the newest that Rockchip's tools read", path, opset)
+    made = make_onnx(network, handed.blank[:1], opset, names)
     set_metadata(made, handed.about)
     content = checked_bytes(slimmed(made))
     anchors = path.with_name(RKNN_ANCHORS)

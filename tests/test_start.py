@@ -26,6 +26,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 import start
 from make_task import TaskOptions, make_task
 from models.yolo import DetectionModel
+from ymir import monitor as monitor_module
 from ymir.monitor import Monitor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -454,6 +455,7 @@ def test_a_heartbeat_that_cannot_be_written_is_a_line_not_a_trace(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(start, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(monitor_module, "AFTER_A_FAULT_S", 0.0)
     with start.beating(Monitor(tmp_path / "file/monitor.txt", "t")):
         while caplog.text.count("can't be written") < 2:  # it goes on beating
             time.sleep(0.01)

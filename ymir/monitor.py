@@ -19,6 +19,7 @@ LOGGER = logging.getLogger(__name__)
 
 RUNNING, FAILED = 2, 4  # 3, done, is the platform's to write
 EVERY_S = 0.3  # at most so often; the first report after that is always written
+AFTER_A_FAULT_S = 10.0  # until it is tried again
 MOST_TRACE_LINES = 99
 MOST_MESSAGE = 1000  # characters; the platform's database shows no more
 BEFORE_THE_END = 0.9999  # 1.0 stands there only once every result does
@@ -48,12 +49,20 @@ class Monitor:
             self._write(RUNNING)
 
     def report(self, fraction: float) -> None:
-        """Say how much of the task is done; written unless the last writing is less than 0.3 s ago."""
+        """Say how much of the task is done; written unless the last writing is less than 0.3 s ago.
+
+        Where it can't be written the log says so, and the task goes on: a fault may pass; one that doesn't fails the
+        results.
+        """
         with self._lock:
             if fraction > self._percent:  # NaN is not
                 self._percent = min(fraction, BEFORE_THE_END)
             if self._clock() - self._written_at >= EVERY_S:
-                self._write(RUNNING)
+                try:
+                    self._write(RUNNING)
+                except ExecutorError as error:
+                    LOGGER.warning("%s", one_line(str(error)))
+                    self._written_at = self._clock() + AFTER_A_FAULT_S
 
     def beat(self) -> None:
         """Say that work goes on, though there is no new figure."""

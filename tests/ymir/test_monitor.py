@@ -199,6 +199,22 @@ def test_where_out_cannot_be_written_start_says_so_and_fail_goes_on(tmp_path: Pa
     monitor.fail(ConfigError("m"))
 
 
+def test_a_fault_that_passes_is_a_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    monitor = Monitor(tmp_path / "out/monitor.txt", "t1", clock)
+    monitor.start()
+    (tmp_path / "out").rename(tmp_path / "gone")
+    (tmp_path / "out").write_text("in the way")
+    for now in (1.0, 2.0, 3.0):
+        clock.now = now
+        monitor.report(now / 10)
+    assert caplog.text.count("can't be written") == 1  # not one each time
+    (tmp_path / "out").unlink()
+    clock.now = 20.0
+    monitor.report(0.5)
+    assert percent(tmp_path / "out/monitor.txt") == 0.5
+
+
 def test_a_poller_never_sees_half_a_file(tmp_path: Path) -> None:
     path = tmp_path / "monitor.txt"
     monitor = Monitor(path, "t1", Clock())

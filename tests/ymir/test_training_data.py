@@ -152,7 +152,7 @@ def test_blanks_unicode_and_repeated_pictures(source: Path, tmp_path: Path) -> N
     for old, new in ((image, "/in/assets/图片 一.JPG"), (label, "/in/annotations/标 注.txt")):
         shutil.copy(in_dir / old.removeprefix("/in/"), in_dir / new.removeprefix("/in/"))
     line = "/in/assets/图片 一.JPG\t/in/annotations/标 注.txt"
-    index.write_text(f"{line}\r\n\r\n{line}\r\n", encoding="utf-8", newline="")
+    index.write_bytes(f"{line}\r\n\r\n{line}\r\n".encode())
     table = scanned(ymir_training_data(read(in_dir)).train)
     assert [shot.path.name for shot in table.shots] == ["图片 一.JPG"] * 2
     assert np.array_equal(table.labels(0)[1], table.labels(1)[1]) and len(table.labels(0)[0])
