@@ -111,9 +111,11 @@ def test_with_hardly_anything(task: str, templates: dict[str, Path], tmp_path: P
     """/dev/shm of 1 MB, / read-only with a tmpfs /tmp, no network at all."""
     here = copied(templates[task], tmp_path / "task")
     done = in_own_mounts(
-        "mount -t tmpfs none /mnt; mkdir /mnt/in /mnt/out\n"
+        "mount -t tmpfs none /mnt; mkdir /mnt/in /mnt/out /mnt/root\n"
         f"mount --bind {(here / 'in').resolve()} /mnt/in; mount --bind {here}/out /mnt/out\n"
-        "mount -t tmpfs -o size=1m none /dev/shm; mount -t tmpfs none /tmp; mount -o remount,bind,ro /\n"
+        # the checkout may lie below /tmp
+        f"mount --bind {ROOT} /mnt/root; mount -t tmpfs none /tmp; mkdir -p {ROOT}; mount --bind /mnt/root {ROOT}\n"
+        f"mount -t tmpfs -o size=1m none /dev/shm; mount -o remount,bind,ro {ROOT}; mount -o remount,bind,ro /\n"
         f'! touch {ROOT}/x 2>/dev/null; test -z "$(cat /proc/net/route | tail -n +2)"\n'
         f"HOME=/ {start_command(Path('/mnt/in'), Path('/mnt/out'))}"
     )
