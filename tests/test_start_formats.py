@@ -20,6 +20,7 @@ from formats.options import ExportOptions
 from formats.writers import handed, write_onnx, write_openvino, write_torchscript
 from make_task import TaskOptions, make_task
 from models.checkpoint import read_checkpoint
+from tests.labelled import labelled_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 160
@@ -48,15 +49,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, coco_images: list[Path], 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory, coco_images: list[Path], yolov5n_pt: Path) -> Path:
     """The data.yaml of eight pictures with labels."""
-    folder = tmp_path_factory.mktemp("labelled")
-    for part in ("images", "labels"):
-        (folder / part).mkdir()
-    for image in coco_images[:8]:
-        shutil.copy(image, folder / "images")
-        shutil.copy(image.parents[2] / "labels/train2017" / f"{image.stem}.txt", folder / "labels")
-    names = list(read_checkpoint(yolov5n_pt).names)
-    (folder / "data.yaml").write_text(yaml.safe_dump({"train": "images", "val": "images", "names": names}))
-    return folder / "data.yaml"
+    return labelled_folder(coco_images[:8], yolov5n_pt, tmp_path_factory.mktemp("labelled"))
 
 
 @pytest.fixture

@@ -14,11 +14,14 @@ import yaml
 from make_task import TaskOptions, make_task
 from models.checkpoint import read_checkpoint
 from models.resume import read_resume
+from tests.labelled import labelled_folder
 from utils.stats import read_stats
 
 SIDE = 64
 COUNT = 4
 QUICK = "--exist-ok --noplots --noautoanchor"
+# Of each kind of task.
+RESULTS = {"infer": "infer-result.json", "mining": "result.tsv", "train": "models/result.yaml"}
 CODES = {"160004", "300001", "300002", "300003", "300004", "300005", "300101", "300102", "300103", "300201", "300301"}
 
 
@@ -35,20 +38,11 @@ def pictures_task(images: Sequence[Path], weights: Path, folder: Path, steps: st
 
 def training_task(images: Sequence[Path], weights: Path, folder: Path, **settings: Any) -> Path:
     """Make a training of one epoch; gives its folder, with `in`."""
-    for image in images:
-        for kind, file in (
-            ("images", image),
-            ("labels", image.parents[2] / "labels/train2017" / f"{image.stem}.txt"),
-        ):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, folder / kind)
-    names = list(read_checkpoint(weights).names)
-    (folder / "data.yaml").write_text(yaml.safe_dump({"train": "images", "val": "images", "names": names}))
     sizes = {"epochs": 1, "img_size": SIDE, "batch_size_per_gpu": 2, "num_workers_per_gpu": 1, "nominal_batch": 2}
     options = TaskOptions(
         weights=(weights,), settings={**sizes, "args_options": QUICK, "precision": "fp32", **settings}, placing="copy"
     )
-    make_task(folder / "data.yaml", folder / "task", "train", options)
+    make_task(labelled_folder(images, weights, folder), folder / "task", "train", options)
     return folder / "task"
 
 

@@ -16,24 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.knocks.few import CODES, COUNT, assert_whole, copied, monitor_of, pictures_task, training_task
+from tests.knocks.few import CODES, RESULTS, assert_whole, copied, monitor_of
 from tests.knocks.forks import ROOT, Forks, Ran
 from tests.knocks.injector import KILLED, Fault, Place, read_report
 
 TASKS = ("infer", "mining", "train")
-RESULTS = {"infer": "infer-result.json", "mining": "result.tsv", "train": "models/result.yaml"}
 MONITOR = (".monitor.txt.tmp", "")  # written when the clock says so: how often differs from run to run
-
-
-@pytest.fixture(scope="module")
-def templates(tmp_path_factory: pytest.TempPathFactory, coco_images: list[Path], yolov5n_pt: Path) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("templates")
-    few = coco_images[:COUNT]
-    return {
-        "infer": pictures_task(few, yolov5n_pt, folder / "infer", "infer"),
-        "mining": pictures_task(few, yolov5n_pt, folder / "mining", "mining", mining_algorithm="entropy"),
-        "train": training_task(few, yolov5n_pt, folder / "train"),
-    }
 
 
 @pytest.fixture(scope="module")

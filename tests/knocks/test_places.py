@@ -17,26 +17,14 @@ from pathlib import Path
 import pytest
 
 import mine
-from tests.knocks.few import COUNT, assert_whole, copied, monitor_of, pictures_task, training_task
+from tests.knocks.few import RESULTS, assert_whole, copied, monitor_of
 from tests.training.started import ROOT
 from utils.distributed import launch
 from utils.errors import DeviceError
 from utils.progress import Progress
 from ymir.config import read_env, read_task
 
-RESULTS = {"infer": "infer-result.json", "mining": "result.tsv", "train": "models/result.yaml"}
 TRAIN = pytest.param("train", marks=pytest.mark.slow)
-
-
-@pytest.fixture(scope="module")
-def templates(tmp_path_factory: pytest.TempPathFactory, coco_images: list[Path], yolov5n_pt: Path) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("templates")
-    few = coco_images[:COUNT]
-    return {
-        "infer": pictures_task(few, yolov5n_pt, folder / "infer", "infer"),
-        "mining": pictures_task(few, yolov5n_pt, folder / "mining", "mining", mining_algorithm="entropy"),
-        "train": training_task(few, yolov5n_pt, folder / "train"),
-    }
 
 
 @dataclass(frozen=True)
