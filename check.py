@@ -1,7 +1,8 @@
 """`start.py --check`: reads a task as it would be run, and says what would fail or be slow, and what to do about it.
 
-Nothing is written, nothing is trained or detected, and torch is imported only where a GPU is asked for or a model is
-described by a yaml. Large sets are looked at in samples. What would end the task ends with the same error code here.
+Nothing is written, nothing is trained or detected. torch is imported only where a GPU or fp16 is asked for, and for a
+training, whose network is built. Large sets are looked at in samples. What would end the task ends with the same error
+code here.
 """
 
 from __future__ import annotations

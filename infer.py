@@ -159,7 +159,8 @@ def detect_shard(
     inference: Inference, shard: Shard, progress: Progress, engine: EngineSettings, ranks: int = 1
 ) -> None:
     """Leave a record of each of a shard's pictures that has none yet. Raises ExecutorError."""
-    total, hashes = inference.candidates.count(), hashes_of(inference)
+    hashes = line_hashes(item.line for item in inference.candidates)
+    total = len(hashes)
     with inference.file(shard, anew=inference.task.params.resume == "never") as file:
         is_done = np.zeros(total, np.bool_)
         for _, content in file:
@@ -173,11 +174,6 @@ def detect_shard(
             file.flush()  # or all would wait in memory
 
         detect(inference, shard, total, keep, progress, engine, ranks, is_done)
-
-
-def hashes_of(inference: Inference) -> npt.NDArray[np.uint64]:
-    """Give the hash of each candidate's line."""
-    return np.array(line_hashes(item.line for item in inference.candidates), np.uint64)
 
 
 def detect_as_rank(roots: tuple[Path, Path], world: Any, send: Callable[[Any], None]) -> None:
@@ -196,7 +192,8 @@ def merge(inference: Inference, count: int, progress: Progress) -> None:
 
     Raises DatasetError where a picture has no record, ImageError where none could be read.
     """
-    folder, hashes = inference.task.env.output.root_dir, hashes_of(inference)
+    folder = inference.task.env.output.root_dir
+    hashes = line_hashes(item.line for item in inference.candidates)
     total = len(hashes)
     done, readable = np.zeros(total, np.bool_), 0
     with joining(folder, KIND, count, inference.file) as files, inference.results() as results:

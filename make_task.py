@@ -21,7 +21,7 @@ from typing import Any, Callable, Optional
 
 import yaml
 
-from models.checkpoint import read_checkpoint
+from formats.exported import Exported, open_weights
 from utils.annotations import WRITERS
 from utils.errors import ConfigError, DatasetError, ExecutorError, ImageError, WeightsError
 from utils.labels import FaultLog
@@ -267,15 +267,11 @@ class _Maker:
 
     def _stored_names(self, path: Path) -> tuple[str, ...]:
         """Give the classes that stand in a weights file; () and a note where it tells none."""
-        if path.suffix.lower() == ".pt":
-            return read_checkpoint(path).names
-        from formats.exported import Exported, open_weights
-
         weights = open_weights(path)
-        if isinstance(weights, Exported) and weights.are_names_told:
-            return weights.names
-        self.notes.append(f"class_names: {path.name} doesn't tell them")
-        return ()
+        if isinstance(weights, Exported) and not weights.are_names_told:
+            self.notes.append(f"class_names: {path.name} doesn't tell them")
+            return ()
+        return weights.names
 
     # --- configuration ---
 

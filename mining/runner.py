@@ -27,7 +27,7 @@ class Ledger:
     """Which candidates have a record, and where; 30 bytes a candidate. Records of other lines are left out."""
 
     def __init__(self, items: Iterable[Item]) -> None:
-        self._hashes: npt.NDArray[np.uint64] = np.array(line_hashes(item.line for item in items), np.uint64)
+        self._hashes = line_hashes(item.line for item in items)
         count = len(self._hashes)
         self.scores: npt.NDArray[np.float64] = np.zeros(count)
         self.is_done: npt.NDArray[np.bool_] = np.zeros(count, np.bool_)

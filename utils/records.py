@@ -11,13 +11,15 @@ import logging
 import os
 import struct
 import zlib
-from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
 from typing import Optional
+
+import numpy as np
+import numpy.typing as npt
 
 from utils.errors import ExecutorError
 
@@ -160,9 +162,9 @@ def line_hash(line: str) -> int:
     return int.from_bytes(blake2b(line.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
 
 
-def line_hashes(lines: Iterable[str]) -> array[int]:
-    """Give the hash of each line, 8 bytes a line (type code Q)."""
-    return array("Q", map(line_hash, lines))
+def line_hashes(lines: Iterable[str]) -> npt.NDArray[np.uint64]:
+    """Give the hash of each line."""
+    return np.fromiter(map(line_hash, lines), np.uint64)
 
 
 def _framed(content: bytes) -> bytes:
