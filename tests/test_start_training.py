@@ -296,9 +296,8 @@ def test_as_an_ordinary_user_with_a_read_only_input(task: Path) -> None:
 # ---- what is wrong with a picture or a box: counted and named, and the task ends well --------------------------------
 
 
-def test_bad_boxes_and_pictures_are_counted_and_named(task: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    in_dir = task / "in"
+def spoil_boxes_and_pictures(in_dir: Path) -> tuple[str, ...]:
+    """Spoil boxes, entries and pictures of every kind; gives patterns of what has to be said of them."""
     first, second = annotation(in_dir), annotation(in_dir, 1)
     with first.open("a") as file:
         file.write("0, 5000, 5000, 6000, 6000, 1, 0\n0, nan, 1, 5, 5, 1, 0\n99, 1, 1, 50, 50, 1, 0\n0, 1, 2\n")
@@ -306,20 +305,18 @@ def test_bad_boxes_and_pictures_are_counted_and_named(task: Path, caplog: pytest
         file.write("-1, 1, 1, 50, 50\n0.5, 1, 1, 50, 50\nwords, here, are, five, of\n0, -10, -10, 40, 40, 1, 0\n")
     gone = annotation(in_dir, 2)
     gone.unlink()
-    rows = lines(task)
+    rows = lines(in_dir.parent)
     picture = in_dir / rows[3].split("\t")[0].removeprefix("/in/")
     content = picture.read_bytes()
     picture.write_bytes(content[: len(content) // 2])
-    other = in_dir / lines(task, "val")[1].split("\t")[0].removeprefix("/in/")
+    other = in_dir / lines(in_dir.parent, "val")[1].split("\t")[0].removeprefix("/in/")
     content = other.read_bytes()
     other.write_bytes(content[: content.index(b"\xff\xda") + 4])  # the size stands there, not one row of pixels
     (in_dir / "train-index.tsv").write_text(
         "\n".join(["/in/assets/none.jpg\t/in/annotations/none.txt", "/in/../x.jpg\t/in/annotations/x.txt", *rows])
         + "\n"
     )
-    assert run(task) == 0
-    said = caplog.text
-    for words in (
+    return (
         rf"train: +1  boxes dropped, nothing of them inside their picture; first: \S*{first.name} line",
         rf"train: +1  boxes dropped, a coordinate is NaN or infinite; first: \S*{first.name} line",
         rf"train: +3  boxes dropped, not of the task's classes; first: \S*{first.name} line",
@@ -328,7 +325,15 @@ def test_bad_boxes_and_pictures_are_counted_and_named(task: Path, caplog: pytest
         r"train: +3  pictures left out, unreadable; .*none\.jpg.*leads out.*" + re.escape(gone.name),
         rf"1 training pictures are damaged and used as far as they go: \S*{picture.name}",
         rf"1 validation pictures can't be read and are left out: \S*{other.name}",
-    ):
+    )
+
+
+def test_bad_boxes_and_pictures_are_counted_and_named(task: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    expected = spoil_boxes_and_pictures(task / "in")
+    assert run(task) == 0
+    said = caplog.text
+    for words in expected:
         assert re.search(words, said), f"{words}\n{said}"
     assert said.count("validation pictures") == 1
     assert "words, here" not in said

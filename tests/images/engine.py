@@ -10,12 +10,13 @@ import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 TAGS = tuple(os.environ.get("YMIR_IMAGES", "").split())  # which images are tried, such as "a/b:c d/e:f"
 # As the platform's user; a tester who isn't root can give files to nobody but himself.
 USER = (1000, 1000) if os.getuid() == 0 else (os.getuid(), os.getgid())
-AS_THE_PLATFORM = ("--user", f"{USER[0]}:{USER[1]}", "--network", "none", "--read-only", "--tmpfs", "/tmp")
+STRICT = ("--user", f"{USER[0]}:{USER[1]}", "--network", "none", "--read-only")
+AS_THE_PLATFORM = (*STRICT, "--tmpfs", "/tmp")
 
 
 def _environment() -> dict[str, str]:
@@ -54,9 +55,14 @@ def run(tag: str, *command: str, options: Sequence[str] = AS_THE_PLATFORM) -> su
     return docker("run", "--rm", *options, tag, *command)
 
 
-def run_task(tag: str, in_dir: Path, out_dir: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run a task as the platform does, with the image's own command."""
-    if os.getuid() == 0:
-        os.chown(out_dir, *USER)
+def run_task(
+    tag: str, in_dir: Path, out_dir: Path, *options: str, tmp_dir: Optional[Path] = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a task as the platform does, with the image's own command. tmp_dir: seen there as /tmp, to look at after."""
+    for folder in filter(None, (out_dir, tmp_dir)):
+        folder.mkdir(exist_ok=True)
+        if os.getuid() == 0:
+            os.chown(folder, *USER)
+    temporary = ("-v", f"{tmp_dir}:/tmp") if tmp_dir else ("--tmpfs", "/tmp")
     volumes = ["-v", f"{in_dir}:/in:ro", "-v", f"{out_dir}:/out", "--shm-size", "1g"]
-    return run(tag, options=[*AS_THE_PLATFORM, *volumes, *options])
+    return run(tag, options=[*STRICT, *temporary, *volumes, *options])
