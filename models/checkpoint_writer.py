@@ -21,9 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from models import pickling
-from models.checkpoint import read_checkpoint
 from models.common import TransformerBlock
-from models.detector import build_model
 from models.pickling import Called, Global, Made, Stored, to_pickle
 from models.resume import ResumeState
 from models.yolo import Detect, DetectionModel, ModelSpec
@@ -93,29 +91,6 @@ def stripped(content: SavedTraining) -> SavedTraining:
         half=True,
         resume=None,
     )
-
-
-def strip_checkpoint(path: Path, hyp: Mapping[str, Any]) -> None:
-    """Replace a checkpoint by what `stripped` leaves of it, in one step.
-
-    hyp: what the model keeps of the training. Raises WeightsError.
-    """
-    checkpoint = read_checkpoint(path)
-    model = build_model(checkpoint)
-    date = checkpoint.meta.get("date")
-    content = SavedTraining(
-        model=model,
-        ema=None,
-        names=checkpoint.names,
-        yaml=yaml_of(model.spec),
-        epoch=-1,
-        best_fitness=None,
-        updates=None,
-        optimizer=None,
-        date=date if isinstance(date, str) else "",
-        hyp=hyp,
-    )
-    write_checkpoint(path, content)
 
 
 def write_checkpoint(path: Path, content: SavedTraining) -> None:

@@ -95,11 +95,6 @@ class World:
         return cls(numbers["RANK"], numbers["LOCAL_RANK"], numbers["WORLD_SIZE"], local_size=local_size)
 
 
-def shares(count: int, world: World) -> range:
-    """Give the places 0..count - 1 that are this rank's: ranks' parts follow each other and differ by one at most."""
-    return range(count * world.rank // world.size, count * (world.rank + 1) // world.size)
-
-
 @contextlib.contextmanager
 def joined(world: World, backend: Literal["gloo", "nccl"]) -> Iterator[None]:
     """Be part of the process group; alone, there is none and every reduction gives back what it gets.

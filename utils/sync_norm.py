@@ -104,17 +104,8 @@ def to_sync_norm(model: Model) -> Model:
     if first is not None and first.is_cuda:
         convert: Callable[[Model], Model] = nn.SyncBatchNorm.convert_sync_batchnorm
         return convert(model)
-    return _turned(model, nn.BatchNorm2d, SyncNorm2d)
-
-
-def to_plain_norm(model: Model) -> Model:
-    """Undo what `to_sync_norm` did on a CPU: the model then needs no other ranks."""
-    return _turned(model, SyncNorm2d, nn.BatchNorm2d)
-
-
-def _turned(model: Model, old: type[nn.Module], new: type[nn.Module]) -> Model:
     for module in model.modules():
-        if type(module) is old:
+        if type(module) is nn.BatchNorm2d:
             # Neither class has state of its own, so nothing has to be moved; hooks and attributes stay too.
-            module.__class__ = new
+            module.__class__ = SyncNorm2d
     return model

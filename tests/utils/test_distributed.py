@@ -14,10 +14,8 @@ from typing import Any, Callable
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given
-from hypothesis import strategies as st
 
-from utils.distributed import World, all_sum, from_main, gather_objects, joined, launch, shares
+from utils.distributed import World, all_sum, from_main, gather_objects, joined, launch
 from utils.errors import ConfigError, DatasetError, DeviceError, ExecutorError
 
 Send = Callable[[Any], None]
@@ -44,13 +42,6 @@ def test_torchrun_and_older_launchers_are_understood() -> None:
 def test_nonsense_in_the_environment_is_refused(environ: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"RANK|WORLD_SIZE"):
         World.from_environment(environ)
-
-
-@given(st.integers(0, 1000), st.integers(1, 17))
-def test_shares_cover_all_once_and_differ_by_one(count: int, size: int) -> None:
-    parts = [shares(count, World(rank, rank, size)) for rank in range(size)]
-    assert [place for part in parts for place in part] == list(range(count))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_alone_every_reduction_gives_what_it_gets() -> None:
@@ -94,6 +85,8 @@ def test_an_error_arrives_with_its_class_and_text_and_no_echo_hides_it() -> None
 
 
 def notice_before_the_cause_is_told(is_told: bool, world: World, send: Send) -> None:
+    with joined(world, "gloo"):  # on a busy machine one rank starts long after the other
+        pass
     if world.rank == 0:
         raise RuntimeError("gloo/transport/tcp/pair.cc: Connection closed by peer")
     time.sleep(0.5)
