@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mining.scored import Look, Scored
+from mining.shipped_code import take_shipped_code
 from utils.settings import MiningConfig
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def score_aldd(look: Look, config: MiningConfig) -> list[Scored]:
 @functools.lru_cache(maxsize=1)
 def has_kernel() -> bool:
     """Say whether the kernel can be had: numba is there, and has a place for what it compiles."""
+    take_shipped_code(os.environ)
     try:
         from mining import aldd_kernel  # noqa: F401
     except (ImportError, RuntimeError) as error:

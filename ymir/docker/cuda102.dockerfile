@@ -1,7 +1,8 @@
 # The executor for drivers of CUDA 10.2 (440.33 or later), GPUs of compute 3.7 to 7.5 (docs/images.md). In the project's root:
 #   docker build -t your/ymir-executor:ymir2.0.0-cuda102-yolov5 -f ymir/docker/cuda102.dockerfile .
 
-# Our own files, readable by any user whatever the umask of the clone. Bytecode is made below, by the image's own Python.
+# Our own files, readable by any user whatever the umask of the clone. Bytecode is made below, by the image's own Python;
+# it and aldd's compiled code know their source by its time, of which a registry keeps whole seconds.
 FROM python:3.9-slim-bullseye AS source
 COPY . /app
 RUN mkdir -p /app/weights \
@@ -9,6 +10,7 @@ RUN mkdir -p /app/weights \
     && mkdir /img-man \
     && cp /app/ymir/img-man/*.yaml /img-man/ \
     && chmod -R u=rwX,go=rX /app /weights /img-man \
+    && find /app -name '*.py' -exec touch -d 2020-01-01T00:00:00Z {} + \
     && python3 -m compileall -q /app
 
 FROM python:3.9-slim-bullseye
@@ -46,6 +48,11 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 COPY --from=source /img-man /img-man
 COPY --from=source /weights /app/weights
 COPY --from=source /app /app
+WORKDIR /app
+# What numba makes of aldd's kernel: else every container would, for 9 s of a core (mining/shipped_code.py).
+ENV YMIR_COMPILED_CODE=/usr/share/ymir-yolov5/compiled
+RUN python3 -m mining.compile_kernel "$YMIR_COMPILED_CODE" \
+    && chmod -R u=rwX,go=rX "$YMIR_COMPILED_CODE"
 
 ARG VERSION=0.1.0
 ARG REVISION=""
@@ -56,5 +63,4 @@ LABEL org.opencontainers.image.title="YOLOv5 as a YMIR executor, CUDA 10.2" \
       org.opencontainers.image.revision="$REVISION" \
       org.opencontainers.image.base.name="docker.io/library/python:3.9-slim-bullseye"
 
-WORKDIR /app
 CMD ["python3", "/app/start.py"]
