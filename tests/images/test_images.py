@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import yaml
 from make_task import TaskOptions, make_task
 from models.checkpoint import read_checkpoint
 from tests.conftest import ROOT
-from tests.images.engine import USER, inspect, run, run_task
+from tests.images.engine import AS_THE_PLATFORM, USER, docker, inspect, run, run_task
 from tests.images.recipes import context
 from utils.gpus import IMAGES
 
@@ -185,3 +188,36 @@ def test_a_fault_is_told_in_the_last_line(
     assert last.startswith(f"error {code}: ")
     assert says in last.lower()
     assert (task.out_dir / "monitor.txt").read_text().split("\t")[3:5] == ["4", code]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [("stop", "--time", "30"), ("kill",)], ids=["docker stop", "docker kill"])
+def test_a_stopped_container_leaves_a_word_and_the_next_goes_on(
+    image: str, how: tuple[str, ...], coco_images: list[Path], yolov5n_pt: Path, tmp_path: Path
+) -> None:
+    """Python is process 1 there, to which signals do nothing that it doesn't handle."""
+    settings = {**SMALL, "mining_algorithm": "cald"}
+    options = TaskOptions(weights=(yolov5n_pt,), settings=settings, placing="copy")
+    task = make_task(coco_images[0].parent, tmp_path, "mining", options)
+    if os.getuid() == 0:
+        os.chown(task.out_dir, *USER)
+    name = f"ymir-test-{os.getpid()}-{how[0]}"
+    volumes = ("-v", f"{task.in_dir}:/in:ro", "-v", f"{task.out_dir}:/out")
+    assert docker("run", "-d", "--name", name, *AS_THE_PLATFORM, *volumes, image).returncode == 0
+    try:
+        deadline = time.monotonic() + 120
+        while not any(path.stat().st_size > 2000 for path in task.out_dir.glob("*.records")):
+            assert time.monotonic() < deadline, docker("logs", name).stderr
+            time.sleep(0.05)
+        docker(how[0], *how[1:], name)
+        code, said = docker("wait", name).stdout.strip(), docker("logs", name).stderr
+    finally:
+        docker("rm", "-f", name)
+    assert not (task.out_dir / "result.tsv").exists() and not finished(task.out_dir)
+    if how[0] == "stop":
+        assert code == "1" and "SIGTERM" in said.splitlines()[-1], said
+        assert (task.out_dir / "monitor.txt").read_text().split("\t")[3:5] == ["4", "160004"]
+    done = run_task(image, task.in_dir, task.out_dir)
+    assert done.returncode == 0 and finished(task.out_dir), done.stderr
+    assert re.search(r"[1-9]\d* candidates were scored before", done.stderr), done.stderr
+    assert len((task.out_dir / "result.tsv").read_text().splitlines()) == len(coco_images)
