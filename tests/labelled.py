@@ -20,8 +20,9 @@ def labelled_folder(images: Sequence[Path], weights: Path, folder: Path) -> Path
         label = image.parents[2] / "labels/train2017" / f"{image.stem}.txt"
         for kind, file in (("images", image), ("labels", label)):
             (folder / kind).mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, folder / kind)
+            if file.is_file():  # a picture of nothing has no labels
+                shutil.copy(file, folder / kind)
     data = folder / "data.yaml"
     names = list(read_checkpoint(weights).names)
-    data.write_text(yaml.safe_dump({"train": "images", "val": "images", "names": names}))
+    data.write_text(yaml.safe_dump({"path": str(folder), "train": "images", "val": "images", "names": names}))
     return data

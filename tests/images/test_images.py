@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from make_task import TaskOptions, make_task
+from mining.shipped_code import runs_target
 from models.checkpoint import read_checkpoint
 from tests.conftest import ROOT
 from tests.images.engine import AS_THE_PLATFORM, USER, docker, inspect, run, run_task
@@ -66,6 +67,12 @@ def test_bytecode_is_there_and_is_taken(image: str) -> None:
     assert (
         "code object from /" not in done.stderr
     )  # so Python says where it has compiled a source; of a .pyc it quotes the path
+
+
+def test_compiled_code_knows_its_source_after_a_registry_too(image: str) -> None:
+    """A registry keeps whole seconds of a file's time, by which numba knows what it compiled."""
+    done = run(image, "python3", "-c", "import os; print(os.stat('/app/mining/aldd_kernel.py').st_mtime_ns % 10**9)")
+    assert done.stdout.strip() == "0"
 
 
 def test_it_is_configured_as_the_platform_needs_it(image: str) -> None:
@@ -130,8 +137,12 @@ def test_it_mines(image: str, miner: str, coco_images: list[Path], yolov5n_pt: P
     settings = {**SMALL, "mining_algorithm": miner}
     options = TaskOptions(weights=(yolov5n_pt,), settings=settings, limit=COUNT, placing="copy")
     task = make_task(coco_images[0].parent, tmp_path, "mining", options)
-    done = run_task(image, task.in_dir, task.out_dir)
+    done = run_task(image, task.in_dir, task.out_dir, tmp_dir=tmp_path / "tmp")
     assert done.returncode == 0, done.stderr
+    if miner == "aldd" and runs_target(Path("/proc/cpuinfo")):
+        listed = run(image, "sh", "-c", 'cd "$YMIR_COMPILED_CODE" && find . -name "*.nbc"').stdout.split()
+        used = [str(path.relative_to(tmp_path / f"tmp/numba-{USER[0]}")) for path in (tmp_path / "tmp").rglob("*.nbc")]
+        assert sorted(used) == sorted(name[2:] for name in listed) != [], "compiled in the container"
     rows = [line.split("\t") for line in (task.out_dir / "result.tsv").read_text().splitlines()]
     assert sorted(Path(path).name for path, _ in rows) == [path.name for path in coco_images[:COUNT]]
     scores = [float(score) for _, score in rows]

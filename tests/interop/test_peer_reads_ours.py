@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from benchmarks.peer import PEER, Value, peer_command, peer_environment
 from models.checkpoint import read_checkpoint
@@ -24,6 +23,7 @@ from models.detector import build_model
 from models.resume import ResumeState
 from models.yolo import DetectionModel
 from tests.conftest import ROOT
+from tests.labelled import labelled_folder
 from tests.models.test_checkpoint_writer import OTHER_LAYERS, small
 
 pytestmark = [
@@ -41,18 +41,9 @@ def run(command: list[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory, coco_images: list[Path], yolov5n_pt: Path) -> Path:
     """The data.yaml of a folder of pictures that the peer may write into."""
-    folder = tmp_path_factory.mktemp("data")
-    for path in sorted((shared / "data/coco128/images/train2017").glob("*.jpg"))[:PICTURES]:
-        for kind, source in (("images", path), ("labels", shared / f"data/coco128/labels/train2017/{path.stem}.txt")):
-            (folder / kind).mkdir(exist_ok=True)
-            if source.is_file():
-                shutil.copy(source, folder / kind / source.name)
-    names = yaml.safe_load((shared / "data/coco128/coco128.yaml").read_text())["names"]
-    described = {"path": str(folder), "train": "images", "val": "images", "names": names}
-    (folder / "data.yaml").write_text(yaml.safe_dump(described))
-    return folder / "data.yaml"
+    return labelled_folder(coco_images[:PICTURES], yolov5n_pt, tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

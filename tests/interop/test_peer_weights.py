@@ -16,11 +16,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import yaml
 
 import detect
 from benchmarks.peer import PEER, Value, peer_command, peer_environment
 from tests.conftest import ROOT
+from tests.labelled import labelled_folder
 from utils.boxes import ious, to_xyxy
 
 pytestmark = [
@@ -31,17 +31,10 @@ SIDE, CONF = 320, 0.05
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, shared: Path, yolov5n_pt: Path) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, coco_images: list[Path], yolov5n_pt: Path) -> Path:
     """A folder of pictures and, in weights/, what one epoch of the peer's training leaves."""
     folder = tmp_path_factory.mktemp("peer")
-    for path in sorted((shared / "data/coco128/images/train2017").glob("*.jpg"))[:48]:
-        for kind, source in (("images", path), ("labels", shared / f"data/coco128/labels/train2017/{path.stem}.txt")):
-            (folder / kind).mkdir(exist_ok=True)
-            if source.is_file():
-                shutil.copy(source, folder / kind / source.name)
-    names = yaml.safe_load((shared / "data/coco128/coco128.yaml").read_text())["names"]
-    data = folder / "data.yaml"
-    data.write_text(yaml.safe_dump({"path": str(folder), "train": "images", "val": "images", "names": names}))
+    data = labelled_folder(coco_images[:48], yolov5n_pt, folder)
     options: dict[str, Value] = {
         "data": data,
         "epochs": 1,

@@ -54,7 +54,7 @@ ENV YMIR_COMPILED_CODE=/usr/share/ymir-yolov5/compiled
 RUN python3 -m mining.compile_kernel "$YMIR_COMPILED_CODE" \
     && chmod -R u=rwX,go=rX "$YMIR_COMPILED_CODE"
 
-ARG VERSION=0.1.0
+ARG VERSION=1.0.0
 ARG REVISION=""
 LABEL org.opencontainers.image.title="YOLOv5 as a YMIR executor, CUDA 13" \
       org.opencontainers.image.description="Trains, infers and mines in one container; /in and /out are YMIR's" \
