@@ -19,7 +19,7 @@ from utils.process import one_line
 from utils.progress import Progress
 from utils.records import RecordFile, digest_of, line_hashes
 from utils.settings import EngineSettings, InferConfig
-from utils.shards import Shard, check_all_done, joining
+from utils.shards import INFERENCE, Shard, check_all_done, joining
 from ymir.config import TaskConfig, infer_config
 from ymir.index import Candidate, CandidateIndex, candidate_index
 from ymir.pictures import placing_of, read_weights, tell_of, tell_of_pictures
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger("infer")
 
-KIND = "infer"
 VERSION = 2  # of what records hold
 DETECTED = 0.95  # share of the progress; the rest is the writing
 UNREADABLE = (0, 0)  # stands for the size of a picture that can't be read
@@ -63,8 +62,12 @@ class Inference:
         )
 
     def file(self, shard: Shard, *, anew: bool = False) -> RecordFile:
-        """Open a shard's records."""
-        return RecordFile(shard.file(self.task.env.output.root_dir, KIND), self.digest, anew=anew)
+        """Open a shard's records, to go on."""
+        return RecordFile(shard.file(self.task.env.output.root_dir, INFERENCE), self.digest, anew=anew)
+
+    def made_file(self, shard: Shard) -> RecordFile:
+        """Open a shard's records, to read them."""
+        return RecordFile(shard.file(self.task.env.output.root_dir, INFERENCE), self.digest, to_read=True)
 
     def results(self) -> InferResultWriter:
         """Begin the result file."""
@@ -188,15 +191,15 @@ def detect_as_rank(roots: tuple[Path, Path], world: Any, send: Callable[[Any], N
 
 
 def merge(inference: Inference, count: int, progress: Progress) -> None:
-    """Write infer-result.json of the records of `count` shards, and take them away.
+    """Write infer-result.json of the records of `count` shards, which stay.
 
-    Raises DatasetError where a picture has no record, ImageError where none could be read.
+    Raises DatasetError where records are not this task's, or a picture has none, ImageError where none could be read.
     """
     folder = inference.task.env.output.root_dir
     hashes = line_hashes(item.line for item in inference.candidates)
     total = len(hashes)
     done, readable = np.zeros(total, np.bool_), 0
-    with joining(folder, KIND, count, inference.file) as files, inference.results() as results:
+    with joining(folder, INFERENCE, count, inference.made_file) as files, inference.results() as results:
         for file in files:
             for _, content in file:
                 one = decode(content)

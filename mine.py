@@ -26,7 +26,7 @@ from utils.process import one_line
 from utils.progress import Progress
 from utils.records import RecordFile, digest_of, line_hash
 from utils.settings import EngineSettings, MiningConfig
-from utils.shards import Shard, check_all_done, joining
+from utils.shards import MINING, Shard, check_all_done, joining
 from ymir.config import TaskConfig, mining_config
 from ymir.index import Candidate, CandidateIndex, candidate_index
 from ymir.pictures import placing_of, read_weights, side_of, tell_of, tell_of_pictures
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger("mining")
 
-KIND = "mining"
 VERSION = 1  # of what records hold; another one's are made anew
 SCORED = 0.95  # share of the progress; the rest is the order
 MOST_REPORTED = 50  # best ones, and last ones
@@ -78,8 +77,12 @@ class Mining:
         )
 
     def file(self, shard: Shard, *, anew: bool = False) -> RecordFile:
-        """Open a shard's records."""
-        return RecordFile(shard.file(self.task.env.output.root_dir, KIND), self.digest, anew=anew)
+        """Open a shard's records, to go on."""
+        return RecordFile(shard.file(self.task.env.output.root_dir, MINING), self.digest, anew=anew)
+
+    def made_file(self, shard: Shard) -> RecordFile:
+        """Open a shard's records, to read them."""
+        return RecordFile(shard.file(self.task.env.output.root_dir, MINING), self.digest, to_read=True)
 
 
 def read_mining(task: TaskConfig) -> Mining:
@@ -164,15 +167,16 @@ def score_as_rank(roots: tuple[Path, Path], world: Any, send: Callable[[Any], No
 
 
 def merge(mining: Mining, count: int, progress: Progress) -> MiningSummary:
-    """Put the records of `count` shards into one order and write result.tsv; then take the records away.
+    """Put the records of `count` shards into one order and write result.tsv. The records stay.
 
-    Raises DatasetError where a candidate has no record, ImageError where no picture could be read.
+    Raises DatasetError where records are not this task's, or a candidate has none, ImageError where no picture could
+    be read.
     """
     env, table = mining.task.env, LineTable()
     ledger = Ledger(mining.candidates)
     for item in mining.candidates:
         table.add(item.line)
-    with joining(env.output.root_dir, KIND, count, mining.file) as files:
+    with joining(env.output.root_dir, MINING, count, mining.made_file) as files:
         for file in files:
             ledger.take(file)
         check_all_done(ledger.is_done, count)

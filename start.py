@@ -18,17 +18,28 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional
 
 from utils.console import Console
-from utils.errors import ConfigError, DatasetError, DeviceMemoryError, ExecutorError, StoppedError
+from utils.errors import BusyError, ConfigError, DatasetError, DeviceMemoryError, ExecutorError, StoppedError
 from utils.files import remove_scraps
 from utils.process import handling, leave, prepare_process, stoppable
 from utils.progress import Progress
-from utils.shards import MOST_SHARDS, Shard, one_at_a_time, parse_shard, shard_of_environment
+from utils.shards import (
+    INFERENCE,
+    MINING,
+    MOST_SHARDS,
+    Shard,
+    all_shards,
+    alone_in,
+    one_at_a_time,
+    parse_shard,
+    remove_records,
+    shard_of_environment,
+)
 from ymir.config import Env, TaskConfig, read_env, read_task
 from ymir.monitor import Monitor, one_line
 from ymir.params import OTHER_SPELLINGS, SHOWN
@@ -60,23 +71,34 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         import check
 
         return check.main(arguments.in_dir, arguments.out_dir)
-    monitor = Monitor(arguments.out_dir / "monitor.txt", "default-task")
+    # Shards and ranks share a folder; nobody else's monitor.txt is overwritten.
+    shares = arguments.shard is not None or bool(os.environ.get("RANK"))
     try:
-        asked = read_part(arguments.shard, arguments.merge)
-        env = read_env(arguments.in_dir, arguments.out_dir)
+        with nullcontext() if shares else alone_in(arguments.out_dir):
+            return run_in(arguments.in_dir, arguments.out_dir, arguments.shard, arguments.merge)
+    except BusyError as error:
+        sys.stderr.write(f"error {error.code}: {one_line(str(error))}\n")
+        return 1
+
+
+def run_in(in_dir: Path, out_dir: Path, shard: Optional[str], merge: Optional[str]) -> int:
+    """Run the task of in_dir, or the part of it that the options say; gives the exit code."""
+    monitor = Monitor(out_dir / "monitor.txt", "default-task")
+    try:
+        asked = read_part(shard, merge)
+        env = read_env(in_dir, out_dir)
         part, is_rank = part_of(asked, env)
         place = env.output.monitor_file
         monitor = Monitor(part.shard.monitor(place) if part.shard else place, env.task_id)
         monitor.start()
         if not part.shard:  # another machine's shards may be writing, whose processes aren't seen here
-            remove_scraps(env.output.root_dir, *(result.parent for _, result in steps(env)))
-        remove_old_results(env)
-        task = read_task(arguments.in_dir, arguments.out_dir, env)
+            remove_scraps(env.output.root_dir, *(step.result.parent for step in steps(env)))
+        if not part.merge:
+            remove_old_results(env)
+        task = read_task(in_dir, out_dir, env)
         run_reporting(task, monitor, part)
-        if part.shard and is_rank:
-            merge_what_is_there(task, part.shard.count)
-            if all(result.exists() for _, result in steps(env)):
-                Monitor(place, env.task_id).finish()
+        if part.shard and is_rank and merge_what_is_there(task, part.shard.count):
+            Monitor(place, env.task_id).finish()
     except ExecutorError as error:
         return fail(monitor, error)
     except MemoryError:
@@ -97,7 +119,13 @@ class Part:
     merge: int = 0
 
 
-Step = Callable[[TaskConfig, Progress, Part], None]
+@dataclass(frozen=True)
+class Step:
+    """One of what a task does that doesn't train. kind: as its record files are named."""
+
+    kind: str
+    run: Callable[[TaskConfig, Progress, Part], None]
+    result: Path
 
 
 def read_part(shard: Optional[str], merge: Optional[str]) -> Part:
@@ -134,7 +162,7 @@ def run_reporting(task: TaskConfig, monitor: Monitor, part: Part) -> None:
 
 def remove_old_results(env: Env) -> None:
     """Take away what an earlier run left, so that nobody takes it for this run's. Raises ExecutorError."""
-    for _, result in steps(env):
+    for result in (step.result for step in steps(env)):
         try:
             result.unlink(missing_ok=True)
         except OSError as cause:
@@ -191,18 +219,37 @@ def run_task(task: TaskConfig, progress: Progress, part: Part) -> None:
         run_training(task, progress)
         return
     wanted = steps(env)
-    with stopping_politely():
-        for number, (run, _) in enumerate(wanted):
-            run(task, progress.part(number / len(wanted), (number + 1) / len(wanted)), part)
+    if part.merge and is_merged(env, part.merge):
+        LOGGER.warning("--merge: the results are there, and not all records: they were merged before, and stay")
+    else:
+        with stopping_politely():
+            for number, step in enumerate(wanted):
+                step.run(task, progress.part(number / len(wanted), (number + 1) / len(wanted)), part)
+    if not part.shard:
+        remove_all_records(env)
 
 
-def steps(env: Env) -> list[tuple[Step, Path]]:
-    """Give what a task that doesn't train does, in turn, and the result file of each."""
+def steps(env: Env) -> list[Step]:
+    """Give what a task that doesn't train does, in turn."""
     known = (
-        (env.run_mining, run_mining, env.output.mining_result_file),
-        (env.run_infer, run_infer, env.output.infer_result_file),
+        (env.run_mining, Step(MINING, run_mining, env.output.mining_result_file)),
+        (env.run_infer, Step(INFERENCE, run_infer, env.output.infer_result_file)),
     )
-    return [(run, result) for is_wanted, run, result in known if is_wanted]
+    return [step for is_wanted, step in known if is_wanted]
+
+
+def is_merged(env: Env, count: int) -> bool:
+    """Say whether a merge that was asked for is done: shards take old results away before they leave a record, and
+    only where all results are written are records taken away."""
+    folder, wanted = env.output.root_dir, steps(env)
+    has_all = all(shard.file(folder, step.kind).exists() for step in wanted for shard in all_shards(count))
+    return all(step.result.exists() for step in wanted) and not has_all
+
+
+def remove_all_records(env: Env) -> None:
+    """Take the records of every step away: the results are all there. Until then a task that ends early goes on."""
+    for step in steps(env):
+        remove_records(env.output.root_dir, step.kind)
 
 
 def run_training(task: TaskConfig, progress: Progress) -> None:
@@ -277,19 +324,23 @@ def run_ranks(function: Callable[..., None], task: TaskConfig, count: int, progr
         raise StoppedError("the task was stopped")
 
 
-def merge_what_is_there(task: TaskConfig, count: int) -> None:
-    """Merge, as one of torchrun's ranks that has done its part, each step that all ranks have ended.
+def merge_what_is_there(task: TaskConfig, count: int) -> bool:
+    """Merge, as one of torchrun's ranks that has done its part, each step that all ranks have ended and none merged.
 
-    A rank that is still at work does the rest when it ends; a step that another has merged has no records any more.
+    A rank that is still at work does the rest when it ends. Says whether all is merged.
     """
-    from utils.records import BusyError
-
     with one_at_a_time(task.env.output.root_dir), stopping_politely():
-        for run, result in steps(task.env):
+        for step in steps(task.env):
+            if step.result.exists():
+                continue
             try:
-                run(task, Progress(), Part(merge=count))
+                step.run(task, Progress(), Part(merge=count))
             except (BusyError, DatasetError) as error:
-                LOGGER.info("%s isn't merged by this rank: %s", result.name, one_line(str(error)))
+                LOGGER.info("%s isn't merged by this rank: %s", step.result.name, one_line(str(error)))
+        is_all_there = all(step.result.exists() for step in steps(task.env))
+        if is_all_there:
+            remove_all_records(task.env)
+        return is_all_there
 
 
 if __name__ == "__main__":

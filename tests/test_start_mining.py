@@ -22,7 +22,7 @@ from mining import MINERS
 from utils.distributed import launch
 from utils.progress import Progress
 from utils.settings import MINING_ALGORITHMS
-from utils.shards import Shard
+from utils.shards import Shard, alone_in
 from ymir.config import read_env, read_task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,6 +109,69 @@ def test_a_merge_names_the_shard_that_is_missing(task: Path, capfd: pytest.Captu
     assert run(task, "--shard", "0/2") == 0
     assert run(task, "--merge", "2") == 1
     assert "--shard 1/2" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_merge_with_other_settings_leaves_the_records(task: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    edit(task, mining_algorithm="random", seed=0)
+    assert [run(task, "--shard", f"{number}/2") for number in range(2)] == [0, 0]
+    before = {path: path.read_bytes() for path in records(task)}
+    edit(task, mining_algorithm="random", seed=5)
+    assert run(task, "--merge", "2") == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("error 300002: ") and "mining.0-of-2.records: its records are of other weights" in last
+    assert {path: path.read_bytes() for path in records(task)} == before
+    edit(task, mining_algorithm="random", seed=0)
+    assert run(task, "--merge", "2") == 0 and records(task) == []
+
+
+def test_a_second_merge_leaves_the_result(task: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit(task, mining_algorithm="random")
+    assert [run(task, *part) for part in (["--shard", "0/2"], ["--shard", "1/2"], ["--merge", "2"])] == [0, 0, 0]
+    mined = result(task)
+    for count in ("2", "3"):
+        assert run(task, "--merge", count) == 0
+        assert "merged before" in caplog.text and result(task) == mined
+    assert (task / "out/infer-result.json").is_file()
+    assert run(task, "--shard", "0/2") == 0
+    assert run(task, "--merge", "2") == 1 and not (task / "out/result.tsv").exists()
+
+
+def test_a_merge_that_lacks_a_step_loses_no_other(task: Path) -> None:
+    edit(task, mining_algorithm="random")
+    assert [run(task, "--shard", f"{number}/2") for number in range(2)] == [0, 0]
+    (task / "out/infer.1-of-2.records").unlink()
+    assert run(task, "--merge", "2") == 1
+    assert (task / "out/result.tsv").is_file() and not (task / "out/infer-result.json").exists()
+    before = (task / "out/mining.1-of-2.records").read_bytes()
+    assert run(task, "--shard", "1/2") == 0
+    assert (task / "out/mining.1-of-2.records").read_bytes() == before
+    assert run(task, "--merge", "2") == 0 and records(task) == []
+    assert (task / "out/result.tsv").is_file() and (task / "out/infer-result.json").is_file()
+
+
+def test_a_kill_in_the_inference_costs_no_mining(task: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit(task, mining_algorithm="entropy", batch_size_per_gpu=4)
+    count = many_copies(task)
+    process = started(task)
+    while process.poll() is None and not (task / "out/result.tsv").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (task / "out/infer-result.json").exists()
+    with caplog.at_level("INFO"):
+        assert run(task) == 0
+    assert f"{count} candidates were scored before" in caplog.text and records(task) == []
+
+
+def test_a_second_start_leaves_the_firsts_monitor_alone(task: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (task / "out").mkdir(exist_ok=True)
+    with alone_in(task / "out"):
+        (task / "out/monitor.txt").write_text("of the first")
+        assert run(task) == 1
+        assert capfd.readouterr().err.splitlines()[-1].startswith("error 160004: ")
+        assert (task / "out/monitor.txt").read_text() == "of the first"
+    edit(task, mining_algorithm="random")
+    assert run(task) == 0
 
 
 @pytest.mark.parametrize(

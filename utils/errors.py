@@ -14,6 +14,10 @@ class StoppedError(ExecutorError):
     """The platform, or a person, asked the task to end."""
 
 
+class BusyError(ExecutorError):
+    """Another process has the file or folder."""
+
+
 class ConfigError(ExecutorError):
     """env.yaml, config.yaml or a command line holds something that can't be used."""
 

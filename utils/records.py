@@ -16,12 +16,12 @@ from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import Optional
+from typing import BinaryIO, Optional, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from utils.errors import ExecutorError
+from utils.errors import BusyError, DatasetError, ExecutorError
 
 LOGGER = logging.getLogger(__name__)
 
@@ -30,41 +30,37 @@ HEAD = struct.Struct("<II")  # bytes of what follows, its CRC-32
 MOST_BYTES = 64 << 20  # of a record: more can only be damage
 
 
-class BusyError(ExecutorError):
-    """Another process has the file."""
-
-
 class RecordFile:
     """A file of records, open for one process: it reads what is there, then appends.
 
     Use as a context. `append` keeps a record in memory until `flush`.
     """
 
-    def __init__(self, path: Path, digest: str, *, anew: bool = False) -> None:
+    def __init__(self, path: Path, digest: str, *, anew: bool = False, to_read: bool = False) -> None:
         """Open or begin a file. digest: of all that its records depend on; a file of another one is begun anew.
 
-        Raises BusyError where another process has it, ExecutorError where it can't be written.
+        to_read: it must be there and of this digest, and is left as it is. Raises BusyError where another process has
+        it, ExecutorError where it can't be opened or written, DatasetError where it can't be read as asked.
         """
         self.path = path
+        self._is_ours = not to_read
         self._waiting = bytearray()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-            self._file = os.fdopen(handle, "r+b")
-        except OSError as cause:
-            raise ExecutorError(f"{path}: can't be written ({cause.strerror}); make room in /out") from cause
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as cause:
-            self._file.close()
-            raise BusyError(f"{path}: another process works on this part; wait for it, or stop it") from cause
+        self._file = self._opened()
         header = MAGIC + _framed(digest.encode())
         found = self._file.read(len(header))
+        if found and found != header and to_read:
+            self._file.close()
+            raise DatasetError(
+                f"{path}: its records are of other weights or settings than the task has now; give it those that they "
+                "were made with, or make them anew (start.py without --merge)"
+            )
         if found and (found != header or anew):
             if not anew:
                 LOGGER.warning("%s: is of other weights, settings or pictures, and is begun anew", path)
             found = b""
         self._begin = self._end = len(header)
+        if not self._is_ours:
+            return
         if found:
             self._end = self._whole_end()
         else:
@@ -82,6 +78,29 @@ class RecordFile:
                 self.flush()
         finally:
             self._file.close()
+
+    def _opened(self) -> BinaryIO:
+        """Open the file, for this process alone or, to read, for those that read."""
+        flags, mode, lock = (os.O_RDWR | os.O_CREAT, "r+b", fcntl.LOCK_EX)
+        if not self._is_ours:
+            flags, mode, lock = (os.O_RDONLY, "rb", fcntl.LOCK_SH)
+        try:
+            if self._is_ours:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as cause:
+            if self._is_ours:
+                words = f"can't be written ({cause.strerror}); make room in /out"
+            else:
+                words = f"can't be read ({cause.strerror})"
+            raise ExecutorError(f"{self.path}: {words}") from cause
+        file = cast(BinaryIO, os.fdopen(handle, mode))
+        try:
+            fcntl.flock(file, lock | fcntl.LOCK_NB)
+        except OSError as cause:
+            file.close()
+            raise BusyError(f"{self.path}: another process works on this part; wait for it, or stop it") from cause
+        return file
 
     def _whole_end(self) -> int:
         """Find where the last whole record ends, and cut off what is behind."""

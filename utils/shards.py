@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Optional, Protocol, TypeVar
 
-from utils.errors import ConfigError, DatasetError
+from utils.errors import BusyError, ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from utils.records import RecordFile
@@ -22,6 +22,7 @@ LOGGER = logging.getLogger(__name__)
 
 MOST_SHARDS = 100_000
 SPARE_FILES = 200  # that a process has open besides records
+MINING, INFERENCE = "mining", "infer"  # kinds of work, as record files are named
 
 
 class Numbered(Protocol):
@@ -83,9 +84,38 @@ def shard_of_environment(environ: Mapping[str, str]) -> Optional[Shard]:
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Wait until no other process of this folder is inside."""
-    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)  # a file of its own could not be taken away safely
+    with _locked(folder, fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Be the only process of this folder that is inside. Raises BusyError where another one is."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            yield
+    except BlockingIOError as cause:
+        raise BusyError(
+            f"{folder}: another start.py works there, whose monitor.txt stays as it is; wait for it, or stop it"
+        ) from cause
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Hold a lock of the folder itself: a file of its own could not be taken away safely. None where there is no such
+    folder, or where its disk knows no such locks (NFS)."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(handle, how)
+        except BlockingIOError:
+            raise
+        except OSError as cause:
+            LOGGER.info("%s: can't be locked (%s); start no second task there", folder, cause.strerror)
         yield
     finally:
         os.close(handle)
@@ -100,16 +130,17 @@ def all_shards(count: int) -> list[Shard]:
 def joining(
     folder: Path, kind: str, count: int, open_file: Callable[[Shard], RecordFile]
 ) -> Iterator[list[RecordFile]]:
-    """Give the records of all `count` shards; at a good end take away all of that kind, of whatever number of shards.
-
-    Raises DatasetError where a shard has left none.
-    """
+    """Give the records of all `count` shards, which stay. Raises DatasetError where a shard has left none."""
     for shard in all_shards(count):
         if not shard.file(folder, kind).exists():
             raise DatasetError(f"shard {shard}: has no records in {folder}; run start.py --shard {shard}")
     allow_open_files(count)
     with ExitStack() as stack:
         yield [stack.enter_context(open_file(shard)) for shard in all_shards(count)]
+
+
+def remove_records(folder: Path, kind: str) -> None:
+    """Take away all records of a kind, of whatever number of shards: what they were for is done."""
     for path in folder.glob(f"{kind}.*-of-*.records"):
         try:
             path.unlink(missing_ok=True)

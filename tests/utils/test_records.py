@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.errors import ExecutorError
-from utils.records import BusyError, RecordFile, digest_of
+from utils.errors import BusyError, DatasetError, ExecutorError
+from utils.records import RecordFile, digest_of
 
 
 def contents(path: Path, digest: str = "a") -> list[bytes]:
@@ -98,3 +98,20 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
 
 def test_digests_differ_where_a_setting_does() -> None:
     assert digest_of(a=1, b=[1, 2]) == digest_of(b=[1, 2], a=1) != digest_of(a=1, b=[1, 3])
+
+
+def test_who_only_reads_leaves_a_file_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "x.records"
+    with RecordFile(path, "a") as file:
+        file.append(b"one")
+    path.write_bytes(path.read_bytes() + b"torn")
+    before = path.read_bytes()
+    with RecordFile(path, "a", to_read=True) as first, RecordFile(path, "a", to_read=True) as second:
+        assert [content for _, content in first] == [content for _, content in second] == [b"one"]
+        with pytest.raises(BusyError):
+            RecordFile(path, "a")
+    with pytest.raises(DatasetError, match=r"x\.records: its records are of other weights or settings"):
+        RecordFile(path, "b", to_read=True)
+    with pytest.raises(ExecutorError, match=r"y\.records: can't be read"):
+        RecordFile(tmp_path / "y.records", "a", to_read=True)
+    assert path.read_bytes() == before and not (tmp_path / "y.records").exists()

@@ -12,9 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.batches import Shot
-from utils.errors import ConfigError, DatasetError
+from utils.errors import BusyError, ConfigError, DatasetError
 from utils.records import RecordFile
-from utils.shards import Shard, all_shards, check_all_done, joining, parse_shard, shard_of_environment
+from utils.shards import (
+    Shard,
+    all_shards,
+    alone_in,
+    check_all_done,
+    joining,
+    parse_shard,
+    remove_records,
+    shard_of_environment,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,17 +59,23 @@ def opened(folder: Path, shard: Shard, kind: str = "mining") -> RecordFile:
     return RecordFile(shard.file(folder, kind), "digest")
 
 
-def test_joining_takes_all_records_of_its_kind_away_at_a_good_end_only(tmp_path: Path) -> None:
+def test_joining_leaves_all_records_and_removing_takes_all_of_a_kind(tmp_path: Path) -> None:
     for shard in (*all_shards(2), *all_shards(3)):
         opened(tmp_path, shard).__exit__(None, None, None)
     opened(tmp_path, Shard(), "infer").__exit__(None, None, None)
-    with pytest.raises(KeyError), joining(tmp_path, "mining", 2, lambda shard: opened(tmp_path, shard)):
-        raise KeyError
-    assert len(list(tmp_path.iterdir())) == 6
     with joining(tmp_path, "mining", 2, lambda shard: opened(tmp_path, shard)) as files:
         assert len(files) == 2
+    assert len(list(tmp_path.iterdir())) == 6
+    remove_records(tmp_path, "mining")
     assert [path.name for path in tmp_path.iterdir()] == ["infer.0-of-1.records"]
     with pytest.raises(DatasetError, match="--shard 0/2"), joining(tmp_path, "mining", 2, lambda shard: files[0]):
+        pass
+
+
+def test_only_one_is_alone_in_a_folder(tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(BusyError, match="another start"), alone_in(tmp_path):
+        pass
+    with alone_in(tmp_path), alone_in(tmp_path / "not-there"):
         pass
 
 
