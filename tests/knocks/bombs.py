@@ -98,7 +98,7 @@ def lossless(side: int) -> bytes:
     bits += "000"  # no transform, no colour cache, no other prefix codes
     bits += "1000" * 5  # a simple code, one symbol, of one bit: 0
     packed = int(bits[::-1], 2).to_bytes(len(bits) // 8 + 1, "little")
-    return _part(b"VP8L", b"\x2f" + packed)
+    return _part(b"VP8L", b"\x2f" + packed + bytes(8))  # OpenCV takes no file below 32 bytes
 
 
 def lossy(side: int) -> bytes:

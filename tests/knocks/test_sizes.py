@@ -146,3 +146,33 @@ def test_a_bomb_costs_no_memory(
     more_mb = (peak_kb(task) - quiet_kb) / 1024
     print(f"{kind}: {len(content) / 1e6:.1f} MB of file, {bomb.unpacked_mb} MB unpacked: {more_mb:.0f} MB more")
     assert more_mb < 40 + 9 * len(content) / 2**20 and more_mb < bomb.unpacked_mb / 4
+
+
+THREADS = """
+import re, sys
+from concurrent.futures import ThreadPoolExecutor
+from tests.knocks.bombs import lossless, webp
+from utils.pictures import decode_picture
+from utils.settings import PictureSettings
+content, count = webp(lossless(11_400)), int(sys.argv[1])
+decode = lambda number: decode_picture(content, str(number), PictureSettings()).full_hw
+with ThreadPoolExecutor(count) as pool:
+    assert list(pool.map(decode, range(count))) == [(11_400, 11_400)] * count
+print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])
+"""
+
+
+def peak_of_threads_mb(count: int) -> int:
+    """So many threads each decode a WebP of 36 bytes and 130 megapixels at once; gives the peak."""
+    command = [sys.executable, "-c", THREADS, str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return int(done.stdout) // 1024
+
+
+@pytest.mark.slow
+def test_threads_unpack_the_largest_pictures_one_at_a_time() -> None:
+    """Within max_pixels a picture is decoded, however small its file; but never one for each thread at once."""
+    one, three = peak_of_threads_mb(1), peak_of_threads_mb(3)
+    print(f"{one} MB with one thread, {three} MB with three")
+    assert one > 500 and three < 1.3 * one
