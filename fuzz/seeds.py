@@ -108,7 +108,15 @@ MODEL_TOKENS = (
     *(f"{name}, [".encode() for name in ("Conv", "DWConv", "GhostConv", "Focus", "C3", "C3TR", "C3Ghost", "SPP")),
     *(f"{name}, [".encode() for name in ("SPPF", "Bottleneck", "BottleneckCSP", "nn.Upsample", "nn.MaxPool2d")),
     *(f"{name}, [".encode() for name in ("nn.ZeroPad2d", "Concat", "Detect")),
-    *(b"  - [-1, 1, ", b"  - [[-1, 0], 1, ", b"None, 2, 'nearest'", b"activation: ", b"PReLU(2)", b"LeakyReLU(-1e300)"),
+    *(
+        b"  - [-1, 1, ",
+        b"  - [[-1, 0], 1, ",
+        b"None, 2, 'nearest'",
+        b"activation: ",
+        b"PReLU(2)",
+        b"LeakyReLU(-1e300)",
+        b"GELU(1)",
+    ),
     *(b"1000000000", b"16384", b"100", b"0.0001", b"1e9"),
 )
 STATE_TOKENS = (
@@ -287,6 +295,7 @@ head:
     ]
     changes += [("[-1]", "[" + "0, " * 200 + "]"), (_STEM, ", ".join([_STEM] * 300)), ("width_multiple: 1", "w: .nan")]
     wrong = [_SMALL.replace(old, new, 1).encode() for old, new in changes]
+    wrong += [every.replace("nn.LeakyReLU(0.1)", text).encode() for text in ("Hardtanh(2)", "GELU(1)", "CELU(0)")]
     return [*_small(ours), every.encode(), _SMALL.encode(), *wrong]
 
 

@@ -302,10 +302,11 @@ def parse_activation(text: str, name: str, error: type[ExecutorError] = ConfigEr
     kind_name, numbers = split_activation(text, name, error)
     kind: Any = getattr(nn, kind_name)
     keywords = {"inplace": True} if kind_name in _TAKES_INPLACE else {}
-    try:
-        kind(*numbers, **keywords)
-    except (ValueError, TypeError) as cause:
-        raise error(f"activation: {text[:60]!r} ({name}): {cause}") from None
+    try:  # some refuse their numbers only when they are called; in eval mode none draws any
+        kind(*numbers, **keywords).eval()(torch.zeros(1, 1, 1, 1))
+    except (ValueError, TypeError, AssertionError, RuntimeError) as cause:
+        words = " ".join(str(cause).split())[:200]
+        raise error(f"activation: {text[:60]!r} ({name}): {words}") from None
     return lambda: kind(*numbers, **keywords)
 
 
