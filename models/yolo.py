@@ -303,9 +303,12 @@ def parse_activation(text: str, name: str, error: type[ExecutorError] = ConfigEr
     kind: Any = getattr(nn, kind_name)
     keywords = {"inplace": True} if kind_name in _TAKES_INPLACE else {}
     try:  # some refuse their numbers only when they are called; in eval mode none draws any
-        kind(*numbers, **keywords).eval()(torch.zeros(1, 1, 1, 1))
+        made = kind(*numbers, **keywords).eval()
+        made(torch.zeros(1, 1, 1, 1))
+        if kind_name == "RReLU" and not made.lower <= made.upper:  # torch 1 tells it in training alone
+            raise ValueError(f"draws between {made.lower} and {made.upper}")
     except (ValueError, TypeError, AssertionError, RuntimeError) as cause:
-        words = " ".join(str(cause).split())[:200]
+        words = " ".join(str(cause).split())[:200] or "its numbers can't be"
         raise error(f"activation: {text[:60]!r} ({name}): {words}") from None
     return lambda: kind(*numbers, **keywords)
 
