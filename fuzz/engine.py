@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import atheris
 
 MEMORY = "/dev/shm"  # noqa: S108  # files that are in memory alone, where there is room for them
-OURS = ["formats", "mining", "models", "utils", "ymir"]
+OURS = ["formats", "mining", "models", "training", "utils", "ymir"]
 
 
 def main(argv: list[str]) -> None:

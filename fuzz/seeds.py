@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,17 +15,26 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+import torch
+import yaml
 
 from mining.records import Record, encode
+from models.checkpoint_writer import yaml_of
+from models.resume import ResumeState
+from models.yolo import make_model, parse_spec
 from tests.attacks import pickles as hostile_pickles
 from tests.attacks import zips as hostile_zips
-from tests.attacks.writing import Entry, checkpoint, members, root, zipped
+from tests.attacks.writing import Call, Entry, Name, View, checkpoint, members, root, zipped
+from training.building import Machine, build_training
+from training.resuming import config_as_plain
+from utils.distributed import World
 from utils.evolve import Generation, evolution_text
 from utils.hyp import Hyp
 from utils.labelled import LabelledSet, yolo_set
 from utils.records import RecordFile
 from utils.stats import MiningStats, write_stats
 from utils.train_log import EpochRow, results_text
+from utils.train_settings import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -92,6 +103,28 @@ CONFIG_TOKENS = (
     *(f"{key}: ".encode() for key in ("class_distribution_scores", "pretrained_model_params", "model", "seed")),
     *(b"--batch-size ", b"--hyp ", b"--cfg ", b"--weights ", b"--freeze ", b"--help", b"(?i)", b"{1,9}", b"(?P<a>"),
 )
+MODEL_TOKENS = (
+    *(f"{key}: ".encode() for key in ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head", "ch")),
+    *(f"{name}, [".encode() for name in ("Conv", "DWConv", "GhostConv", "Focus", "C3", "C3TR", "C3Ghost", "SPP")),
+    *(f"{name}, [".encode() for name in ("SPPF", "Bottleneck", "BottleneckCSP", "nn.Upsample", "nn.MaxPool2d")),
+    *(f"{name}, [".encode() for name in ("nn.ZeroPad2d", "Concat", "Detect")),
+    *(
+        b"  - [-1, 1, ",
+        b"  - [[-1, 0], 1, ",
+        b"None, 2, 'nearest'",
+        b"activation: ",
+        b"PReLU(2)",
+        b"LeakyReLU(-1e300)",
+        b"GELU(1)",
+    ),
+    *(b"1000000000", b"16384", b"100", b"0.0001", b"1e9"),
+)
+STATE_TOKENS = (
+    *(f'"{key}": '.encode() for key in ("version", "plain", "about", "ema", "optimizer", "step", "loss", "stop")),
+    *(f'"{key}": '.encode() for key in ("accumulation", "position", "means", "best", "groups", "values", "config")),
+    *(f'"{key}": '.encode() for key in ("yaml", "names", "updates", "level_weights", "freeze", "hyp", "pictures")),
+    *(b"NaN", b"Infinity", b"-1", b"1e999", b"null", b"[]", b"{}", b'"0.exp_avg"', b"10000000000000000000"),
+)
 LEFT_TOKENS = (
     b", ",
     b"nan",
@@ -133,9 +166,9 @@ def _shared(pattern: str, count: int) -> list[Path]:
 # ---- weights ---------------------------------------------------------------------------------------------------------
 
 
-def zip_around(pickle: bytes) -> bytes:
-    """Give a .pt with this data.pkl and the storages of a small true one."""
-    return zipped([Entry(TRUE[0].name, pickle), *TRUE[1:]])
+def zip_around(pickle: bytes, parts: Sequence[Entry] = TRUE) -> bytes:
+    """Give a .pt with this data.pkl and the storages of a small true one. parts: its members, data.pkl first."""
+    return zipped([Entry(parts[0].name, pickle), *parts[1:]])
 
 
 def zips() -> list[bytes]:
@@ -210,6 +243,116 @@ def metadata() -> list[bytes]:
         b"-" * 20_000 + b"1",
         b"[" * 300,
     ]
+
+
+# ---- trainings -------------------------------------------------------------------------------------------------------
+
+LAST_CLASSES = 2
+_STEM = "[-1, 1, Conv, [8, 8, 8, 0]]"
+_SMALL = f"""\
+nc: 2
+depth_multiple: 1.0
+width_multiple: 1.0
+anchors: [[1, 2, 3, 4]]
+backbone: [{_STEM}]
+head: [[[-1], 1, Detect, [nc, anchors]]]
+"""
+
+
+def models() -> list[bytes]:
+    """Give our own model yamls, narrow, and small ones of every layer, and some that are too large."""
+    ours = []
+    for path in sorted((ROOT / "models").glob("*.yaml")):
+        text = path.read_text()
+        ours.append(re.sub(r"width_multiple: .*", "width_multiple: 0.02", text).encode())
+    every = """\
+nc: 2
+depth_multiple: 0.5
+width_multiple: 1
+anchors: 2
+activation: nn.LeakyReLU(0.1)
+backbone:
+  - [-1, 1, Focus, [8, 3]]
+  - [-1, 1, DWConv, [16, 3, 2]]
+  - [-1, 2, GhostConv, [8, 3, 1]]
+  - [-1, 1, nn.ZeroPad2d, [[0, 1, 0, 1]]]
+  - [-1, 1, nn.MaxPool2d, [2, 1, 0]]
+  - [-1, 3, BottleneckCSP, [8]]
+  - [-1, 2, Bottleneck, [8, False]]
+  - [-1, 1, SPP, [8, [3, 5]]]
+head:
+  - [-1, 1, Conv, [16, 3, 2, None, 8]]
+  - [-1, 1, nn.Upsample, [None, 2, nearest]]
+  - [[-1, 7], 1, Concat, [1]]
+  - [-1, 2, C3TR, [8]]
+  - [-1, 2, C3Ghost, [8, False]]
+  - [[12, 8], 1, Detect, [nc, anchors]]
+"""
+    changes = [
+        ("8, 8, 8, 0", "1000000000, 8, 8, 0"),
+        ("-1, 1, Conv", "-1, 1000000, Conv"),
+        ("8, 8, 8, 0", "8, '50000'"),
+    ]
+    changes += [("[-1]", "[" + "0, " * 200 + "]"), (_STEM, ", ".join([_STEM] * 300)), ("width_multiple: 1", "w: .nan")]
+    wrong = [_SMALL.replace(old, new, 1).encode() for old, new in changes]
+    wrong += [every.replace("nn.LeakyReLU(0.1)", text).encode() for text in ("Hardtanh(2)", "GELU(1)", "CELU(0)")]
+    return [*_small(ours), every.encode(), _SMALL.encode(), *wrong]
+
+
+@functools.cache
+def _last() -> ResumeState:
+    """A training of the smallest network, after a step."""
+    torch.manual_seed(0)
+    spec = parse_spec(yaml.safe_load(_SMALL), "small")
+    network = make_model(spec)
+    machine = Machine(torch.device("cpu"), "fp32", World())
+    training, _ = build_training(network, TrainConfig(), machine, 9)
+    sum((level.mean() for level in training.model(torch.rand(2, 3, 32, 32))), torch.zeros(())).backward()
+    training.optimizer.step()
+    about = {"task": "t", "names": ["a", "b"], "yaml": yaml_of(spec), "config": config_as_plain(TrainConfig())}
+    return training.state(about)
+
+
+def _last_root(resume: dict[str, Any]) -> dict[str, Any]:
+    """What a last.pt holds, without the model that nothing here reads."""
+    return {"epoch": 0, "model": None, "resume": resume}
+
+
+def _last_arrays() -> dict[str, Any]:
+    arrays = {name: tensor.detach().contiguous().numpy() for name, tensor in _last().tensors.items()}
+    return {name: array if array.ndim else View(array, (), ()) for name, array in arrays.items()}
+
+
+@functools.cache
+def last_members() -> list[Entry]:
+    """Give the parts of a true last.pt."""
+    return members(_last_root({"json": _last().to_json(), "tensors": _last_arrays()}))
+
+
+def last_around(text: str) -> bytes:
+    """Give a last.pt that says this in JSON, with true tensors."""
+    return checkpoint(_last_root({"json": text, "tensors": _last_arrays()}))
+
+
+def lasts() -> list[bytes]:
+    """Give the data.pkl of a true last.pt, and of some that are forged; the storages are the true one's."""
+    state, arrays = _last().to_json(), _last_arrays()
+    hostile: list[Any] = [
+        [],
+        {"json": state, "tensors": {}},
+        {"json": state, "tensors": {**arrays, "model/model.9.x": np.zeros(3)}},
+        {"json": state, "tensors": {"a": Call(Name("os", "system"), ("true",))}},
+        {"json": "{}", "tensors": arrays},
+    ]
+    return _small([last_members()[0].content, *(members(_last_root(resume))[0].content for resume in hostile)])
+
+
+def states() -> list[bytes]:
+    """Give the JSON text of a last.pt, and wrong ones."""
+    text = _last().to_json()
+    changes = [('"position"', '"positions"'), ('"updates": 0', '"updates": 1e999'), ('"nc": 2', '"nc": 9')]
+    changes += [("Conv", "C3"), ('"groups": [', '"groups": [{},'), ('"level_weights": [', '"level_weights": [NaN, ')]
+    return [text.encode(), *(text.replace(old, new).encode() for old, new in changes), b"[" * 2_000]
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------

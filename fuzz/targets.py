@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Callable
 
 import numpy as np
+import torch
 
 from formats.exported import inspect_onnx, read_told
 from fuzz import seeds
@@ -21,18 +22,26 @@ from fuzz.seeds import CLASS_NAMES, PICTURE_HW
 from mining.records import decode, encode
 from models.archive import opened
 from models.checkpoint import read_checkpoint
+from models.resume import ResumeState
+from models.yolo import DetectionModel, read_spec
+from training.building import Machine, build_training, network_of
+from training.resuming import config_from_plain, read_last, stored_settings
+from training.state import Training
 from utils.annotations import write_ark, write_coco, write_voc
-from utils.errors import ExecutorError
+from utils.distributed import World
+from utils.errors import ConfigError, ExecutorError
 from utils.evolve import best_hyp_text, evolution_text, read_evolution
 from utils.hyp import read_hyp
 from utils.label_scan import read_cache
 from utils.labels import READERS, SUFFIXES, Labels, LabelSource, PictureFile, detect_format, read_voc_names
+from utils.letterbox import input_stride
 from utils.picture_headers import PictureError, read_header, read_orientation
 from utils.records import RecordFile
 from utils.safe_yaml import read_yaml
 from utils.settings import PictureSettings
 from utils.stats import read_stats
 from utils.train_log import read_results, results_text
+from utils.train_settings import TrainConfig
 from ymir.config import Roots, infer_config, mining_config, read_env, read_task
 from ymir.index import CandidateIndex, PairIndex
 from ymir.results import read_stages, write_stages
@@ -113,6 +122,58 @@ def _metadata(content: bytes, folder: Path) -> None:
     lines = content.decode("utf-8", "surrogateescape").split("\n", len(keys) - 1)
     told = read_told(dict(zip(keys[-len(lines) :], lines)), folder)
     assert told.names is None or all(name.isprintable() for name in told.names)
+
+
+# ---- trainings -------------------------------------------------------------------------------------------------------
+
+MAX_NETWORK = 300_000  # weights of a network that is built to see whether all that was told of it is true
+
+
+def _model(content: bytes, folder: Path) -> None:
+    """A model yaml; what is let through is built, runs, and has the weights and the maps that were told."""
+    spec = read_spec(_file(folder, "m.yaml", content), classes=2)
+    sizes = spec.measured()
+    side = input_stride(sizes.strides)
+    if side > 64:
+        return
+    try:
+        model = DetectionModel(spec, MAX_NETWORK).eval()
+    except ConfigError as error:
+        assert sizes.weights > MAX_NETWORK or "groups" in str(error), error
+        return
+    assert sum(parameter.numel() for parameter in model.parameters()) >= sizes.weights
+    with torch.no_grad():
+        maps, features = model.maps_and_features(torch.zeros(1, 3, side, side))
+    assert features.dim() == 4
+    assert [tuple(level.shape[2:]) for level in maps] == [(side // stride,) * 2 for stride in sizes.strides]
+
+
+def _resume(content: bytes, folder: Path) -> None:
+    """The data.pkl of a last.pt whose zip is true, with the storages of the seeds; a training goes on from it."""
+    path = _file(folder, "last.pt", seeds.zip_around(content, seeds.last_members()))
+    _go_on(read_last(path))
+
+
+def _state(content: bytes, folder: Path) -> None:
+    """What a last.pt says in JSON, beside true tensors."""
+    path = _file(folder, "last.pt", seeds.last_around(content.decode("utf-8", "surrogateescape")))
+    _go_on(read_last(path))
+
+
+def _go_on(state: ResumeState) -> None:
+    """All that a training does with what it read, up to the next batch."""
+    config_from_plain(stored_settings(state), "last.pt")
+    network = network_of(state, seeds.LAST_CLASSES, "")
+    training, _ = build_training(network, TrainConfig(), Machine(torch.device("cpu"), "fp32", World()), 9)
+    training.load(state)
+    _compare_states(training, state)
+
+
+def _compare_states(training: Training, state: ResumeState) -> None:
+    again = training.state({})
+    for name, tensor in again.tensors.items():
+        assert tensor.shape == state.tensors[name].shape, name
+        assert torch.isfinite(tensor).all(), name
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------
@@ -262,6 +323,9 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         "zip": Target(_zip, seeds.zips, (b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7", b"\xff\xff\xff\xff")),
         "pickle": Target(_pickle, seeds.pickles, seeds.PICKLE_TOKENS),
+        "model": Target(_model, seeds.models, (*seeds.YAML_TOKENS, *seeds.MODEL_TOKENS)),
+        "resume": Target(_resume, seeds.lasts, seeds.PICKLE_TOKENS),
+        "state": Target(_state, seeds.states, seeds.STATE_TOKENS),
         "onnx": Target(_onnx, seeds.onnx_files),
         "metadata": Target(
             _metadata, seeds.metadata, (b"[", b"{", b"'", b'"', b"0: ", b"True", b"None", b"1e9", b"\\x")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Callable, NamedTuple, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +30,15 @@ from models.common import (
     GhostConv,
     silu,
 )
+from models.sizes import MAX_WEIGHTS, DescribedRow, Layer, Sizes, measure, scaled, sources_of
 from utils.activations import split_activation
 from utils.errors import ConfigError, ExecutorError
 from utils.safe_yaml import read_yaml
 
-MAX_CHANNELS = 16_384
 MAX_ROWS = 500
 MAX_REPEATS = 100
-MAX_KERNEL = 64
+MAX_LEVELS = 10
+MAX_ANCHORS = 20  # of a level
 
 _TAKES_INPLACE = {
     "CELU",
@@ -83,28 +84,20 @@ class Detect(nn.Module):
             bias[:, 5:] += math.log(0.6 / (self.nc - 0.999999))
 
 
-class Built(NamedTuple):
-    """One layer: the module, its output channels, and how many input cells make one of its cells."""
-
-    module: nn.Module
-    channels: int
-    shrinks: float
-
-
 class Row(NamedTuple):
-    """What a builder sees of a row: scaled numbers only."""
+    """What a builder sees of a row: numbers that `measure` has checked."""
 
-    c_in: list[int]
-    c_out: int  # already scaled; 0 where the row names none
-    repeats: int  # already scaled
-    arguments: list[Any]  # without the output channels
+    c_in: int  # of all maps together
+    c_out: int
+    repeats: int  # inside of the module
+    arguments: tuple[Any, ...]  # without the output channels
     activation: Activation
 
 
-def _conv(row: Row) -> Built:
+def _conv(row: Row) -> nn.Module:
     kernel, stride, padding, groups = ([*row.arguments, None, None, None, None])[:4]
-    module = Conv(
-        row.c_in[0],
+    return Conv(
+        row.c_in,
         row.c_out,
         int(kernel or 1),
         int(stride or 1),
@@ -112,7 +105,6 @@ def _conv(row: Row) -> Built:
         int(groups or 1),
         row.activation,
     )
-    return Built(module, row.c_out, int(stride or 1))
 
 
 def _kernel_stride(row: Row) -> tuple[int, int]:
@@ -120,79 +112,62 @@ def _kernel_stride(row: Row) -> tuple[int, int]:
     return int(kernel or 1), int(stride or 1)
 
 
-def _depthwise(row: Row) -> Built:
+def _depthwise(row: Row) -> nn.Module:
     kernel, stride = _kernel_stride(row)
-    groups = math.gcd(row.c_in[0], row.c_out)
-    module = Conv(row.c_in[0], row.c_out, kernel, stride, groups=groups, activation=row.activation)
-    return Built(module, row.c_out, stride)
+    groups = math.gcd(row.c_in, row.c_out)
+    return Conv(row.c_in, row.c_out, kernel, stride, groups=groups, activation=row.activation)
 
 
-def _ghost_conv(row: Row) -> Built:
-    kernel, stride = _kernel_stride(row)
-    return Built(GhostConv(row.c_in[0], row.c_out, kernel, stride, row.activation), row.c_out, stride)
+def _strided(block: Callable[..., nn.Module]) -> Callable[[Row], nn.Module]:
+    return lambda row: block(row.c_in, row.c_out, *_kernel_stride(row), row.activation)
 
 
-def _focus(row: Row) -> Built:
-    kernel, stride = _kernel_stride(row)
-    return Built(Focus(row.c_in[0], row.c_out, kernel, stride, row.activation), row.c_out, 2 * stride)
+def _has_shortcut(row: Row) -> bool:
+    return bool(row.arguments[0]) if row.arguments else True
 
 
-def _bottleneck(row: Row) -> Built:
-    shortcut = bool(row.arguments[0]) if row.arguments else True
+def _bottleneck(row: Row) -> nn.Module:
     modules = [
-        Bottleneck(row.c_in[0] if index == 0 else row.c_out, row.c_out, shortcut, activation=row.activation)
+        Bottleneck(row.c_in if index == 0 else row.c_out, row.c_out, _has_shortcut(row), activation=row.activation)
         for index in range(row.repeats)
     ]
-    return Built(modules[0] if len(modules) == 1 else nn.Sequential(*modules), row.c_out, 1)
+    return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
 
 
-def _csp(block: Callable[..., nn.Module]) -> Callable[[Row], Built]:
-    def build(row: Row) -> Built:
-        shortcut = bool(row.arguments[0]) if row.arguments else True
-        return Built(block(row.c_in[0], row.c_out, row.repeats, shortcut, row.activation), row.c_out, 1)
-
-    return build
+def _csp(block: Callable[..., nn.Module]) -> Callable[[Row], nn.Module]:
+    return lambda row: block(row.c_in, row.c_out, row.repeats, _has_shortcut(row), row.activation)
 
 
-def _spp(row: Row) -> Built:
+def _spp(row: Row) -> nn.Module:
     kernels = [int(kernel) for kernel in row.arguments[0]] if row.arguments else [5, 9, 13]
-    return Built(SPP(row.c_in[0], row.c_out, kernels, row.activation), row.c_out, 1)
+    return SPP(row.c_in, row.c_out, kernels, row.activation)
 
 
-def _sppf(row: Row) -> Built:
-    kernel = int(row.arguments[0]) if row.arguments else 5
-    return Built(SPPF(row.c_in[0], row.c_out, kernel, row.activation), row.c_out, 1)
+def _sppf(row: Row) -> nn.Module:
+    return SPPF(row.c_in, row.c_out, int(row.arguments[0]) if row.arguments else 5, row.activation)
 
 
-def _upsample(row: Row) -> Built:
-    size, factor, mode = ([*row.arguments, None, None, None])[:3]
-    if size is not None or mode != "nearest" or not isinstance(factor, (int, float)):
-        raise ConfigError(f"nn.Upsample {row.arguments}: only [None, FACTOR, nearest] is known")
-    return Built(nn.Upsample(None, factor, mode), row.c_in[0], 1 / factor)
+def _upsample(row: Row) -> nn.Module:
+    return nn.Upsample(None, row.arguments[1], "nearest")
 
 
-def _max_pool(row: Row) -> Built:
-    kernel, stride, padding = ([int(value) for value in row.arguments] + [0, 0])[:3]
-    stride = stride or kernel
-    return Built(nn.MaxPool2d(kernel, stride, padding), row.c_in[0], stride)
+def _max_pool(row: Row) -> nn.Module:
+    kernel, stride, padding = (int(value or 0) for value in ([*row.arguments, None, None])[:3])
+    return nn.MaxPool2d(kernel, stride or kernel, padding)
 
 
-def _zero_pad(row: Row) -> Built:
+def _zero_pad(row: Row) -> nn.Module:
     left, right, top, bottom = (int(side) for side in row.arguments[0])
-    return Built(nn.ZeroPad2d((left, right, top, bottom)), row.c_in[0], 1)
+    return nn.ZeroPad2d((left, right, top, bottom))
 
 
-def _concat(row: Row) -> Built:
-    return Built(Concat(int(row.arguments[0]) if row.arguments else 1), sum(row.c_in), 1)
-
-
-# name in a yaml -> builder. The first group names its output channels as its first argument.
-WITH_CHANNELS: Mapping[str, Callable[[Row], Built]] = MappingProxyType(
+# name in a yaml -> builder, for all that `measure` lets through.
+BUILDERS: Mapping[str, Callable[[Row], nn.Module]] = MappingProxyType(
     {
         "Conv": _conv,
         "DWConv": _depthwise,
-        "GhostConv": _ghost_conv,
-        "Focus": _focus,
+        "GhostConv": _strided(GhostConv),
+        "Focus": _strided(Focus),
         "Bottleneck": _bottleneck,
         "BottleneckCSP": _csp(BottleneckCSP),
         "C3": _csp(C3),
@@ -200,12 +175,12 @@ WITH_CHANNELS: Mapping[str, Callable[[Row], Built]] = MappingProxyType(
         "C3Ghost": _csp(C3Ghost),
         "SPP": _spp,
         "SPPF": _sppf,
+        "nn.Upsample": _upsample,
+        "nn.MaxPool2d": _max_pool,
+        "nn.ZeroPad2d": _zero_pad,
+        "Concat": lambda row: Concat(),
     }
 )
-WITHOUT_CHANNELS: Mapping[str, Callable[[Row], Built]] = MappingProxyType(
-    {"nn.Upsample": _upsample, "nn.MaxPool2d": _max_pool, "nn.ZeroPad2d": _zero_pad, "Concat": _concat}
-)
-TAKES_REPEATS = ("BottleneckCSP", "C3", "C3TR", "C3Ghost", "Bottleneck")
 
 
 @dataclass(frozen=True)
@@ -220,7 +195,7 @@ class ModelSpec:
     depth_multiple: float
     width_multiple: float
     channels_in: int
-    rows: tuple[tuple[Union[int, tuple[int, ...]], int, str, tuple[Any, ...]], ...]
+    rows: tuple[DescribedRow, ...]
     backbone_rows: int
     anchors_px: tuple[tuple[float, ...], ...]
     activation: str = ""
@@ -230,6 +205,11 @@ class ModelSpec:
         """The number of output maps."""
         return len(self.anchors_px)
 
+    def measured(self) -> Sizes:
+        """Give the strides and the number of weights. Raises ValueError where `measure` does."""
+        outputs = len(self.anchors_px[0]) // 2 * (5 + self.classes)
+        return measure(self.rows, self.depth_multiple, self.width_multiple, outputs)
+
 
 def parse_spec(
     plain: Any, name: str, classes: Optional[int] = None, activation: str = "", error: type[ExecutorError] = ConfigError
@@ -237,17 +217,20 @@ def parse_spec(
     """Check a parsed model yaml and freeze it.
 
     plain: the yaml's mapping. classes, activation: win over the yaml's own, where given.
-    Raises `error`, naming `name` and the row, for anything that is no YOLOv5 detection model.
+    Raises `error`, naming `name` and the row, for anything that is no YOLOv5 detection model, can't run, or is larger
+    than any network in use; nothing is built for that.
     """
     try:
         backbone, head = list(plain["backbone"]), list(plain["head"])
         if len(backbone) + len(head) > MAX_ROWS:
             raise ValueError(f"more than {MAX_ROWS} layers")
         rows = tuple(_parse_row(row) for row in backbone + head)
-        if rows[-1][2] != "Detect":
-            raise ValueError(f"the last layer is {rows[-1][2]}, need Detect (a detection model)")
+        if not head or rows[-1][2] != "Detect":
+            raise ValueError(f"the last layer is {rows[-1][2][:40]}, need Detect (a detection model)")
         sources = rows[-1][0]
         levels = len(sources) if isinstance(sources, tuple) else 1
+        if levels > MAX_LEVELS:
+            raise ValueError(f"{levels} levels, at most {MAX_LEVELS}")
         own = plain.get("activation") or ""
         spec = ModelSpec(
             classes=int(classes if classes is not None else plain["nc"]),
@@ -264,6 +247,10 @@ def parse_spec(
     if not 1 <= spec.classes <= 10_000 or spec.channels_in != 3:
         raise error(f"{name}: {spec.classes} classes and {spec.channels_in} channels, need 1..10000 and 3")
     parse_activation(spec.activation, name, error)
+    try:
+        spec.measured()
+    except ValueError as cause:
+        raise error(f"{name}: {cause}") from None
     return spec
 
 
@@ -277,26 +264,34 @@ def _number(value: Any, low: float, high: float) -> float:
     return float(value)
 
 
-def _parse_row(row: Any) -> tuple[Union[int, tuple[int, ...]], int, str, tuple[Any, ...]]:
+def _whole(value: Any) -> int:
+    if not isinstance(value, (int, float)) or abs(value) > MAX_WEIGHTS:
+        raise ValueError(f"{str(value)[:40]!r} is no number, or a very large one")
+    return int(value)
+
+
+def _parse_row(row: Any) -> DescribedRow:
     source, repeats, module, arguments = row
     if not isinstance(module, str) or not isinstance(arguments, (list, tuple)):
         raise ValueError(f"layer {str(row)[:80]} is not [from, repeats, name, arguments]")
-    if not 1 <= int(repeats) <= MAX_REPEATS:
-        raise ValueError(f"layer {module}: {repeats} repeats")
-    taken = tuple(int(index) for index in source) if isinstance(source, (list, tuple)) else int(source)
+    if not 1 <= _whole(repeats) <= MAX_REPEATS:
+        raise ValueError(f"layer {module[:40]}: {str(repeats)[:40]} repeats, need 1 to {MAX_REPEATS}")
+    taken = tuple(_whole(index) for index in source) if isinstance(source, (list, tuple)) else _whole(source)
     # YOLOv5 names a few layers by their full path.
     short = module.replace("models.common.", "").replace("torch.nn.", "nn.")
-    return taken, int(repeats), short, tuple(None if value == "None" else value for value in arguments)
+    return taken, _whole(repeats), short, tuple(None if value == "None" else value for value in arguments)
 
 
 def _parse_anchors(anchors: Any, levels: int) -> tuple[tuple[float, ...], ...]:
     if isinstance(anchors, int):  # so many a level, to be fitted before use
-        if not 1 <= anchors <= 20:
-            raise ValueError(f"anchors: {anchors} a level")
+        if not 1 <= anchors <= MAX_ANCHORS:
+            raise ValueError(f"anchors: {str(anchors)[:40]} a level, need 1 to {MAX_ANCHORS}")
         return tuple(tuple(float(number) for number in range(2 * anchors)) for _ in range(levels))
     parsed = tuple(tuple(_number(number, 0, 1e6) for number in level) for level in anchors)
     if len(parsed) != levels or len({len(level) for level in parsed}) != 1 or len(parsed[0]) % 2 or not parsed[0]:
         raise ValueError(f"anchors: need one row of w, h pairs for each of {levels} levels, all of one length")
+    if len(parsed[0]) // 2 > MAX_ANCHORS:
+        raise ValueError(f"anchors: {len(parsed[0]) // 2} a level, at most {MAX_ANCHORS}")
     return parsed
 
 
@@ -307,10 +302,14 @@ def parse_activation(text: str, name: str, error: type[ExecutorError] = ConfigEr
     kind_name, numbers = split_activation(text, name, error)
     kind: Any = getattr(nn, kind_name)
     keywords = {"inplace": True} if kind_name in _TAKES_INPLACE else {}
-    try:
-        kind(*numbers, **keywords)
-    except (ValueError, TypeError) as cause:
-        raise error(f"activation: {text[:60]!r} ({name}): {cause}") from None
+    try:  # some refuse their numbers only when they are called; in eval mode none draws any
+        made = kind(*numbers, **keywords).eval()
+        made(torch.zeros(1, 1, 1, 1))
+        if kind_name == "RReLU" and not made.lower <= made.upper:  # torch 1 tells it in training alone
+            raise ValueError(f"draws between {made.lower} and {made.upper}")
+    except (ValueError, TypeError, AssertionError, RuntimeError) as cause:
+        words = " ".join(str(cause).split())[:200] or "its numbers can't be"
+        raise error(f"activation: {text[:60]!r} ({name}): {words}") from None
     return lambda: kind(*numbers, **keywords)
 
 
@@ -323,30 +322,18 @@ class DetectionModel(nn.Module):
     """The whole network; `model` holds the layers under the names of YOLOv5's checkpoints."""
 
     def __init__(self, spec: ModelSpec, max_weights: Optional[int] = None) -> None:
-        """Build it with fresh weights. max_weights: refuse, before it is built, a layer that must hold more (hostile
-        descriptions in weights files)."""
+        """Build it with fresh weights. max_weights: refuse, before any of it is built, a network that must hold more
+        (hostile descriptions in weights files). Raises ConfigError."""
         super().__init__()
         self.spec = spec
-        activation = parse_activation(spec.activation, "model")
-        layers: list[nn.Module] = []
-        channels: list[int] = []
-        shrinks: list[float] = []  # input px a cell, per layer
-        for number, (source, repeats, module, arguments) in enumerate(spec.rows):
-            taken = [_absolute(index, number) for index in (source if isinstance(source, tuple) else (source,))]
-            c_in = [spec.channels_in if index < 0 else channels[index] for index in taken]
-            if module == "Detect":
-                detect = Detect(spec.classes, spec.anchors_px, c_in)
-                detect.stride = tuple(int(shrinks[index]) for index in taken)
-                built = Built(detect, 0, 1)
-            else:
-                built = _build_row(spec, number, module, c_in, repeats, list(arguments), activation, max_weights)
-            layer: Any = built.module
-            layer.i, layer.f, layer.type = number, source if isinstance(source, int) else list(source), module
-            layers.append(layer)
-            channels.append(built.channels)
-            shrinks.append((1.0 if taken[0] < 0 else shrinks[taken[0]]) * built.shrinks)
+        try:
+            sizes = spec.measured()
+            if max_weights is not None and sizes.weights > max_weights:
+                raise ValueError(f"needs {sizes.weights:,} weights or more, and there are {max_weights:,}")
+            layers, self.stride = _build(spec, sizes), sizes.strides
+        except (ValueError, TypeError, RuntimeError) as cause:  # torch's own of what `measure` let through
+            raise ConfigError(f"model: {str(cause)[:300]}") from None
         self.model = nn.Sequential(*layers)
-        self.stride = self.detect.stride
         strides = torch.tensor([float(stride) for stride in self.stride], device=self.detect.anchors.device)
         self.detect.anchors /= strides.view(-1, 1, 1)
         self.save = _needed_later(spec)
@@ -399,83 +386,44 @@ class DetectionModel(nn.Module):
         return x
 
 
-def _absolute(index: int, number: int) -> int:
-    """Turn a row's `from` into a layer's number; -1 is the picture itself."""
-    absolute = number + index if index < 0 else index
-    if not -1 <= absolute < number:
-        raise ConfigError(f"model: layer {number} takes its input from layer {index}, which is not before it")
-    return absolute
-
-
 def _needed_later(spec: ModelSpec) -> frozenset[int]:
+    """Give the layers whose maps another than the next one takes."""
     wanted: set[int] = set()
-    for number, (source, _, _, _) in enumerate(spec.rows):
-        for index in source if isinstance(source, tuple) else (source,):
-            if index != -1:
-                wanted.add(_absolute(index, number))
+    for number, row in enumerate(spec.rows):
+        named = row[0] if isinstance(row[0], tuple) else (row[0],)
+        wanted.update(found for index, found in zip(named, sources_of(row, number)) if index != -1)
     return frozenset(wanted)
 
 
-def _build_row(
-    spec: ModelSpec,
-    number: int,
-    module: str,
-    c_in: list[int],
-    repeats: int,
-    arguments: list[Any],
-    activation: Activation,
-    max_weights: Optional[int],
-) -> Built:
-    """Scale a row's channels and repeats and build its module. Raises ConfigError naming the layer."""
-    where = f"model: layer {number} ({module[:40]})"
-    scaled = max(round(repeats * spec.depth_multiple), 1) if repeats > 1 else repeats
-    c_out = 0
-    try:
-        if module in WITH_CHANNELS:
-            # Rounded up to a multiple of 8, as YOLOv5 does.
-            c_out = math.ceil(int(arguments.pop(0)) * spec.width_multiple / 8) * 8
-            builder = WITH_CHANNELS[module]
-        elif module in WITHOUT_CHANNELS:
-            builder = WITHOUT_CHANNELS[module]
+def _build(spec: ModelSpec, sizes: Sizes) -> list[nn.Module]:
+    """Build all layers, each with its number, source and name."""
+    activation = parse_activation(spec.activation, "model")
+    built: list[nn.Module] = []
+    channels: list[int] = []
+    for number, row in enumerate(spec.rows):
+        source, _, module, _ = row
+        c_in = [spec.channels_in if index < 0 else channels[index] for index in sources_of(row, number)]
+        if module == "Detect":
+            detect = Detect(spec.classes, spec.anchors_px, c_in)
+            detect.stride = sizes.strides
+            layer: Any = detect
         else:
-            known = ", ".join([*WITH_CHANNELS, *WITHOUT_CHANNELS, "Detect"])
-            raise ConfigError(f"{where}: unknown layer, need one of {known}")
-        _check_sizes(where, c_out, arguments)
-        if max_weights is not None and _least_weights(module, c_in, c_out, scaled, arguments) > max_weights:
-            raise ConfigError(f"{where}: needs more weights than there are")
-        inner = scaled if module in TAKES_REPEATS else 1
-        outer = 1 if module in TAKES_REPEATS else scaled
-        built = builder(Row(c_in, c_out, inner, arguments, activation))
-        if outer == 1:
-            return built
-        again = [builder(Row([built.channels], c_out, inner, list(arguments), activation)) for _ in range(outer - 1)]
-        shrinks = math.prod([built.shrinks, *(other.shrinks for other in again)])
-        return Built(nn.Sequential(built.module, *(other.module for other in again)), built.channels, shrinks)
-    except (ValueError, TypeError, IndexError, RuntimeError, ZeroDivisionError, OverflowError) as cause:
-        raise ConfigError(f"{where}: arguments {str(arguments)[:60]}: {str(cause)[:120]}") from None
+            sized = scaled(row, sum(c_in), spec.depth_multiple, spec.width_multiple)
+            layer = _build_layer(sized, activation)
+            channels.append(sized.c_out)
+        layer.i, layer.f, layer.type = number, source if isinstance(source, int) else list(source), module
+        built.append(layer)
+    return built
 
 
-def _check_sizes(where: str, c_out: int, arguments: Sequence[Any]) -> None:
-    if not 0 <= c_out <= MAX_CHANNELS:
-        raise ConfigError(f"{where}: {c_out} channels, at most {MAX_CHANNELS}")
-    for place, argument in enumerate(arguments):
-        most = MAX_CHANNELS if place == 3 else MAX_KERNEL  # the fourth is Conv's number of groups
-        for number in argument if isinstance(argument, (list, tuple)) else (argument,):
-            if isinstance(number, (int, float)) and not -1 <= number <= most:
-                raise ConfigError(f"{where}: argument {number}, need -1 to {most}")
-
-
-def _least_weights(module: str, c_in: list[int], c_out: int, repeats: int, arguments: Sequence[Any]) -> int:
-    """Give a number of weights that such a layer has at least, within a factor of about 20 of the truth."""
-    if module not in WITH_CHANNELS:
-        return 0
-    kernel = int(arguments[0] or 1) if arguments and module in ("Conv", "DWConv", "GhostConv", "Focus") else 1
-    groups = int(arguments[3] or 1) if module == "Conv" and len(arguments) > 3 else 1
-    if module == "DWConv":
-        groups = math.gcd(c_in[0], c_out)
-    own = c_in[0] * c_out * kernel**2 // max(groups, 1) // 4
-    # Blocks inside work on half of the channels; a ghost block needs a quarter of a plain one.
-    return own + (c_out // 2) ** 2 * (repeats - 1) // 4 if module in TAKES_REPEATS else own * repeats
+def _build_layer(sized: Layer, activation: Activation) -> nn.Module:
+    """Build one layer, with its repeats."""
+    builder = BUILDERS[sized.module]
+    first = builder(Row(sized.c_in, sized.c_out, sized.inner, sized.arguments, activation))
+    if sized.outer == 1:
+        return first
+    again = Row(sized.c_out, sized.c_out, sized.inner, sized.arguments, activation)
+    return nn.Sequential(first, *(builder(again) for _ in range(sized.outer - 1)))
 
 
 def make_model(spec: ModelSpec) -> DetectionModel:

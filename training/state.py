@@ -79,8 +79,9 @@ class Training:
         try:
             self._load(state)
         except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as cause:
-            # Written by whom?
-            raise WeightsError(f"what to go on from is not of this network ({str(cause)[:200]}); start anew") from cause
+            # Written by whom? torch's own message has many lines.
+            words = " ".join(str(cause).split())[:200]
+            raise WeightsError(f"what to go on from is not of this network ({words}); start anew") from cause
 
     def _load(self, state: ResumeState) -> None:
         plain = state.plain

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import struct
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Callable, Optional
@@ -34,6 +38,8 @@ EnoughFor = Callable[[tuple[int, int]], tuple[int, int]]  # full (h, w) -> (h, w
 
 MAX_BYTES = 1 << 30  # of a file; 200 million pixels of uncompressed RGB are 0.6 GB
 MAX_TILE_PIXELS = 1 << 24  # of a TIFF; usual are 256 x 256
+MOST_AT_ONCE = 256_000_000  # pixels that are being decoded by all threads together; each takes up to 7 bytes meanwhile
+NEVER_WAITS = 4_000_000  # pixels; that many in each thread are no matter
 
 
 @dataclass(frozen=True)
@@ -75,12 +81,47 @@ def decode_picture(
     full_hw = _turned_hw(header.stored_hw, orientation)
     factor = _reduction(full_hw, enough_for(full_hw)) if enough_for and settings.decode == "fast" else 1
     try:
-        rgb, warning = _decode(content, header, factor)
+        with _memory().room_for(math.prod(reduced_hw(header.stored_hw, factor))):
+            rgb, warning = _decode(content, header, factor)
     except PictureError as cause:
         raise ImageError(f"{name}: {cause}") from cause.__cause__
     except MemoryError as cause:
         raise ImageError(f"{name}: needs more memory than there is") from cause
     return Picture(_TURNS[orientation](rgb), full_hw, warning)
+
+
+class _Memory:
+    """What all threads of a process decode at the same moment, in pixels.
+
+    A picture of max_pixels may lie in a file of 34 bytes, and a thread on each of many cores would unpack one. Ordinary
+    pictures never wait, large ones for each other; one that is larger than the limit is decoded alone.
+    """
+
+    def __init__(self) -> None:
+        self._pixels = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def room_for(self, pixels: int) -> Iterator[None]:
+        """Wait for room, and hold it."""
+        if pixels <= NEVER_WAITS:
+            yield
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: not self._pixels or self._pixels + pixels <= MOST_AT_ONCE)
+            self._pixels += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._pixels -= pixels
+                self._changed.notify_all()
+
+
+@functools.cache
+def _memory() -> _Memory:
+    """Give the process's one: memory is shared by all that read pictures, whoever made them."""
+    return _Memory()
 
 
 def _checked_header(file: IO[bytes], name: str, settings: PictureSettings) -> PictureHeader:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -71,3 +73,39 @@ def test_options_are_never_run_by_a_shell(
     assert run(task) == 1
     assert capfd.readouterr().err.splitlines()[-1].startswith("error 300001: ")
     assert monitor_of(task)[3:5] == ["4", "300001"] and not trace.exists()
+
+
+HUGE_NETWORKS = {
+    "channels": ("channels: [[-1, 1, Conv, [1000000000, 3]]]", r"layer 0 \(Conv\): its output is 1000000000"),
+    "repeats": ("repeats: [[-1, 1000000, C3, [64]]]", "1000000 repeats"),
+    "many layers": (f"layers: [{', '.join(['[-1, 1, Conv, [1600, 3]]'] * 400)}]", r"layer 22 \(Conv\): .*weights"),
+    "maps that grow": ("maps: [[-1, 1, nn.Upsample, [None, 60, nearest]]]", r"layer 0 \(nn.Upsample\): .*too much"),
+    "no stride": ("up: [[-1, 1, nn.Upsample, [None, 2, nearest]]]", "strides have to be whole"),
+    "laughs": (
+        "a: &a [-1, 1, Conv, [64, 3]]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b, *b]\n"
+        "d: &d [*c, *c, *c, *c, *c, *c, *c, *c]\ne: &e [*d, *d, *d, *d, *d, *d, *d, *d]\nf: [*e, *e, *e, *e, *e, *e]",
+        "more than 100000 values",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HUGE_NETWORKS)
+def test_a_model_yaml_that_asks_for_everything_is_refused_unbuilt(
+    case: str, training: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    task = tmp_path / "task"
+    shutil.copytree(training / "in", task / "in")
+    rows, says = HUGE_NETWORKS[case]
+    _, _, value = rows.rpartition("\n")[2].partition(": ")
+    more = rows.rpartition("\n")[0]
+    (task / "in/m.yaml").write_text(
+        f"{more}\nnc: 80\ndepth_multiple: 1\nwidth_multiple: 1\nanchors: 3\nbackbone: {value}\n"
+        "head: [[[-1], 1, Detect, [nc, anchors]]]\n"
+    )
+    configure(task, args_options=f"{QUICK} --weights '' --cfg {task}/in/m.yaml")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert run(task) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("error 300001: ") and "m.yaml: " in last and re.search(says, last), last
+    assert monitor_of(task)[3:5] == ["4", "300001"]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 << 10  # torch itself takes 300 MB

@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import struct
 import subprocess
 import sys
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.knocks.bombs import lossless, png, webp, zeros
 from tests.knocks.few import pictures_task
 from tests.training.started import ROOT
 
@@ -100,19 +99,6 @@ def test_a_third_of_a_long_list_is_broken(
 # --- bombs ------------------------------------------------------------------------------------------------------------
 
 
-def png(side: int) -> bytes:
-    """Give a black grey PNG, side x side, without having it in memory."""
-    packer = zlib.compressobj(9)
-    row = bytes(1 + side)
-    data = b"".join([*(packer.compress(row) for _ in range(side)), packer.flush()])
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-
-
 def saved(kind: str, side: int, **more: object) -> bytes:
     file = io.BytesIO()
     Image.new("L", (side, side)).save(file, kind, **more)
@@ -129,10 +115,10 @@ class Bomb:
 
 
 BOMBS = {
-    "PNG": Bomb("png", lambda: png(20_000), 1144),
+    "PNG": Bomb("png", lambda: png(20_000, zeros(20_000 * 20_001)), 1144),
     "JPEG": Bomb("jpg", lambda: saved("JPEG", 20_000, quality=1), 1144),
     "progressive JPEG": Bomb("jpg", lambda: saved("JPEG", 20_000, quality=1, progressive=True), 1144),
-    "WebP": Bomb("webp", lambda: saved("WEBP", 15_000, quality=0, method=0), 643),
+    "WebP": Bomb("webp", lambda: webp(lossless(16_384)), 768),  # Pillow's libwebp makes no such large lossy ones
     "TIFF": Bomb("tiff", lambda: saved("TIFF", 20_000, compression="tiff_adobe_deflate"), 1144),
 }
 
@@ -160,3 +146,33 @@ def test_a_bomb_costs_no_memory(
     more_mb = (peak_kb(task) - quiet_kb) / 1024
     print(f"{kind}: {len(content) / 1e6:.1f} MB of file, {bomb.unpacked_mb} MB unpacked: {more_mb:.0f} MB more")
     assert more_mb < 40 + 9 * len(content) / 2**20 and more_mb < bomb.unpacked_mb / 4
+
+
+THREADS = """
+import re, sys
+from concurrent.futures import ThreadPoolExecutor
+from tests.knocks.bombs import lossless, webp
+from utils.pictures import decode_picture
+from utils.settings import PictureSettings
+content, count = webp(lossless(11_400)), int(sys.argv[1])
+decode = lambda number: decode_picture(content, str(number), PictureSettings()).full_hw
+with ThreadPoolExecutor(count) as pool:
+    assert list(pool.map(decode, range(count))) == [(11_400, 11_400)] * count
+print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])
+"""
+
+
+def peak_of_threads_mb(count: int) -> int:
+    """So many threads each decode a WebP of 36 bytes and 130 megapixels at once; gives the peak."""
+    command = [sys.executable, "-c", THREADS, str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return int(done.stdout) // 1024
+
+
+@pytest.mark.slow
+def test_threads_unpack_the_largest_pictures_one_at_a_time() -> None:
+    """Within max_pixels a picture is decoded, however small its file; but never one for each thread at once."""
+    one, three = peak_of_threads_mb(1), peak_of_threads_mb(3)
+    print(f"{one} MB with one thread, {three} MB with three")
+    assert one > 500 and three < 1.3 * one

@@ -168,6 +168,7 @@ def test_activation_is_parsed_not_evaluated() -> None:
     leaky = parse_activation("nn.LeakyReLU(0.1)", "x")()
     assert isinstance(leaky, torch.nn.LeakyReLU) and leaky.negative_slope == 0.1
     assert isinstance(parse_activation("Hardswish", "x")(), torch.nn.Hardswish)
-    for text in ("Linear(3,3)", "__import__('os')", "nn.ReLU; x", "LeakyReLU(a)", "ReLU(1,2,3)"):
+    for text in ("Linear(3,3)", "__import__('os')", "nn.ReLU; x", "LeakyReLU(a)", "ReLU(1,2,3)", "Hardtanh(2)",
+                 "GELU(1)", "CELU(0)", "ELU(1e300)", "PReLU(2)", "RReLU(2, 1)"):  # fmt: skip
         with pytest.raises(ConfigError):
             parse_activation(text, "x")
