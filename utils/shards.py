@@ -8,7 +8,7 @@ import os
 import re
 import resource
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Optional, Protocol, TypeVar
@@ -90,7 +90,9 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Be the only process of this folder that is inside. Raises BusyError where another one is."""
+    """Be the only process of this folder, which is made, that is inside. Raises BusyError where another one is."""
+    with suppress(OSError):  # who writes there says so
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
             yield

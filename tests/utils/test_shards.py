@@ -75,7 +75,10 @@ def test_joining_leaves_all_records_and_removing_takes_all_of_a_kind(tmp_path: P
 def test_only_one_is_alone_in_a_folder(tmp_path: Path) -> None:
     with alone_in(tmp_path), pytest.raises(BusyError, match="another start"), alone_in(tmp_path):
         pass
-    with alone_in(tmp_path), alone_in(tmp_path / "not-there"):
+    with alone_in(tmp_path), alone_in(tmp_path / "new"):
+        assert (tmp_path / "new").is_dir()
+    (tmp_path / "file").touch()
+    with alone_in(tmp_path / "file/nowhere"):
         pass
 
 
