@@ -206,6 +206,16 @@ def test_a_thin_picture_needs_no_huge_canvas(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_allclose(bounds(copy[..., 0] > 110), moved[0], atol=2.0)
 
 
+@pytest.mark.parametrize("hw", [(40, 33_000), (65_000, 8)])
+@pytest.mark.parametrize("name", ["paper rotate", "ymir rotate"])
+def test_a_picture_longer_than_opencv_4_turns(name: str, hw: tuple[int, int]) -> None:
+    whole = np.array([[0, 0, hw[1], hw[0]]], float)
+    turned, boxes = dict(ALL)[name](np.full((*hw, 3), 200, np.uint8), whole, generator())
+    assert 31_000 < max(turned.shape) <= 32_000
+    middle = np.array([turned.shape[1], turned.shape[0]]) / 2
+    np.testing.assert_allclose((boxes[0, :2] + boxes[0, 2:]) / 2, middle, atol=1.5)  # one turns about it
+
+
 def test_reducing_moves_boxes_with_the_picture() -> None:
     small, boxes = reduce(np.zeros((50, 100, 3), np.uint8), np.array([[10, 10, 90, 40]], float), 0.333)
     assert small.shape == (16, 33, 3)
