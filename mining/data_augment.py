@@ -120,6 +120,11 @@ def turning(centre: tuple[float, float], target: tuple[float, float], scale: flo
     return np.concatenate([linear, (np.array(target) - linear @ centre)[:, None]], axis=1)
 
 
+def turns_in_steps() -> bool:
+    """Say whether this OpenCV takes the places of a turned picture to 1/32 px, as 4 does; 5 draws them as they are."""
+    return int(cv2.__version__.split(".", 1)[0]) < 5
+
+
 def warp(rgb: Pixels, matrix: npt.NDArray[np.float64], size: tuple[int, int]) -> Pixels:
     """Draw a picture through a matrix of pixels' centres onto a black canvas of (width, height)."""
     warped: Any = cv2.warpAffine(rgb, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
