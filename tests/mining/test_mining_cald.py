@@ -265,7 +265,8 @@ def test_pictures_without_boxes(flat: list[Path], coco_images: list[Path], yolov
     ymir = scores_of(CALD, images, yolov5n_pt, replace(YMIR, cald_empty="last"), 160)
     others = [name for name in first if any(first[name].parts)]
     for name in empty:
-        assert first[name].score == pytest.approx(highest[name], rel=1e-5)
+        # Alone and among others: torch 1.12 differs by 1.3e-5.
+        assert first[name].score == pytest.approx(highest[name], rel=1e-4)
         assert list(first[name].parts) == [0.0] * 4
         assert last[name].score == pytest.approx(highest[name] - 3)
         assert ymir[name].score == 1.3
