@@ -224,6 +224,7 @@ class Ordering:
             places = self._table.best_first(self._rows, self._scores)
             order = Order(places, self._scores[places])
         tell_of_empty(config, self._scores, self._scores[order.rows])
+        tell_of_turning(config)
         lowest = min(float(values.min()) if len(values) else 0.0 for values in (order.values, self._scores))
         unreadable = self._unreadable[np.argsort(self._table.line_ranks(self._unreadable))]
         rows = np.concatenate([self._rows[order.rows], unreadable])
@@ -277,6 +278,18 @@ def tell_of_empty(config: MiningConfig, scores: Any, in_order: Any) -> None:
             "cald: pictures without a box fill %d of the first %d places; cald_empty: last puts them behind",
             int((tenth > 0).sum()),
             len(tenth),
+        )
+
+
+def tell_of_turning(config: MiningConfig) -> None:
+    """Log that the original's figures can't be had with this OpenCV, where they were asked for."""
+    if config.algorithm != "cald" or config.cald_mode != "ymir":
+        return
+    from mining.data_augment import turns_in_steps
+
+    if turns_in_steps():
+        LOGGER.warning(
+            "cald_mode: ymir: OpenCV 4 turns pictures otherwise than OpenCV 5, which the original's figures need"
         )
 
 

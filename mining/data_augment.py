@@ -25,6 +25,7 @@ Copy = Callable[[Pixels, Boxes, np.random.Generator], tuple[Pixels, Boxes]]
 SMALLER = 0.8
 DEGREES = 5.0  # counter-clockwise, as the picture is seen
 MOST_CANVAS_PX = 256_000_000  # a long thin picture, turned, would need far more than its own memory
+MOST_LENGTH_PX = 32_000  # of what is turned and of its canvas: OpenCV 4 refuses 32767 and more
 
 CUTS, TRIES = 2, 50
 LEAST_SIDE, MOST_SIDE = 0.05, 0.2  # of a cut-out, as shares of the picture's
@@ -86,9 +87,9 @@ def turn(rgb: Pixels, boxes_px: Boxes, random: np.random.Generator) -> tuple[Pix
     A picture for which that canvas would be too large is made smaller first, with its boxes.
     """
     width, height = turned_size(rgb.shape[1], rgb.shape[0])
-    if width * height > MOST_CANVAS_PX:
-        rgb, boxes_px = reduce(rgb, boxes_px, math.sqrt(MOST_CANVAS_PX / (width * height)))
-        width, height = turned_size(rgb.shape[1], rgb.shape[0])
+    longest = max(width, height, *rgb.shape[:2])
+    rgb, boxes_px = reduce(rgb, boxes_px, min(math.sqrt(MOST_CANVAS_PX / (width * height)), MOST_LENGTH_PX / longest))
+    width, height = turned_size(rgb.shape[1], rgb.shape[0])
     matrix = turning((rgb.shape[1] / 2, rgb.shape[0] / 2), (width / 2, height / 2), 1.0)
     # OpenCV's coordinates are those of pixels' centres; a box's corners lie on pixels' edges, half a pixel off.
     of_centres = matrix.copy()
@@ -103,7 +104,9 @@ def turned_size(width: int, height: int) -> tuple[int, int]:
 
 
 def reduce(rgb: Pixels, boxes_px: Boxes, share: float) -> tuple[Pixels, Boxes]:
-    """Make a picture's sides smaller, to a share of them."""
+    """Make a picture's sides smaller, to a share of them; of 1 and more it stays as it is."""
+    if share >= 1:
+        return rgb, boxes_px
     height, width = rgb.shape[:2]
     small_h, small_w = max(int(share * height), 1), max(int(share * width), 1)
     small = cv2.resize(rgb, (small_w, small_h), interpolation=cv2.INTER_AREA)
@@ -115,6 +118,11 @@ def turning(centre: tuple[float, float], target: tuple[float, float], scale: flo
     sin, cos = scale * math.sin(math.radians(DEGREES)), scale * math.cos(math.radians(DEGREES))
     linear = np.array([[cos, sin], [-sin, cos]])  # y points down
     return np.concatenate([linear, (np.array(target) - linear @ centre)[:, None]], axis=1)
+
+
+def turns_in_steps() -> bool:
+    """Say whether this OpenCV takes the places of a turned picture to 1/32 px, as 4 does; 5 draws them as they are."""
+    return int(cv2.__version__.split(".", 1)[0]) < 5
 
 
 def warp(rgb: Pixels, matrix: npt.NDArray[np.float64], size: tuple[int, int]) -> Pixels:
@@ -140,7 +148,11 @@ def shrink_to_whole_px(rgb: Pixels, boxes_px: Boxes, random: np.random.Generator
 
 
 def turn_in_place(rgb: Pixels, boxes_px: Boxes, random: np.random.Generator) -> tuple[Pixels, Boxes]:
-    """Turn on a canvas of the old size, an upright picture scaled by w / h as well; corners lose their fraction."""
+    """Turn on a canvas of the old size, an upright picture scaled by w / h as well; corners lose their fraction.
+
+    A picture that is too long is made smaller first, with its boxes.
+    """
+    rgb, boxes_px = reduce(rgb, boxes_px, MOST_LENGTH_PX / max(rgb.shape[:2]))
     height, width = rgb.shape[:2]
     centre = (width / 2, height / 2)  # for pixels' centres and for corners alike: the half pixel is the original's
     matrix = turning(centre, centre, min(width / height, 1.0))

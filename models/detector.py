@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -103,8 +104,12 @@ def choose_device(text: str) -> torch.device:
     return device
 
 
+@functools.cache
 def _why_none() -> str:
-    """Give in brackets why torch sees no GPU: there is no driver, it is too old, or torch has no CUDA."""
+    """Give in brackets why torch sees no GPU: there is no driver, it is too old, or torch has no CUDA.
+
+    A process asks once: where the first call of torch 1.12's init fails, a second never ends (glibc 2.31, Debian 11).
+    """
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]  # torch's own
     except (RuntimeError, AssertionError) as cause:  # the second: a torch without CUDA

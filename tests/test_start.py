@@ -438,11 +438,19 @@ def test_an_old_result_that_cannot_be_removed_is_told(task: Path, capfd: pytest.
     assert monitor(task)[3:5] == ["4", "160004"]
 
 
-def test_what_a_kill_left_half_written_is_removed(task: Path) -> None:
+@pytest.fixture
+def living() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that lives as long as the test; a parent's number is 0 where pytest is a container's first process."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
+
+
+def test_what_a_kill_left_half_written_is_removed(task: Path, living: subprocess.Popen[bytes]) -> None:
     edit(task / "in/env.yaml", run_infer=False)
     edit(task / "in/config.yaml", mining_algorithm="random")
     (task / "out").mkdir()
-    others = task / f"out/.result.tsv.{os.getppid()}.tmp"  # of a process that lives
+    others = task / f"out/.result.tsv.{living.pid}.tmp"
     others.touch()
     ended = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True).stdout.strip()
     (task / f"out/.result.tsv.{ended}.tmp").write_text("half")

@@ -19,6 +19,7 @@ import mine
 import start
 from make_task import TaskOptions, make_task
 from mining import MINERS
+from mining.data_augment import turns_in_steps
 from utils.distributed import launch
 from utils.progress import Progress
 from utils.settings import MINING_ALGORITHMS
@@ -318,6 +319,14 @@ def test_cald_tells_of_pictures_without_a_box(task: Path, caplog: pytest.LogCapt
     edit(task, cald_empty="last")
     assert run(task) == 0
     assert all(float(row.split("\t")[1]) < 0 for row in result(task).decode().splitlines())
+
+
+def test_cald_says_where_the_originals_figures_cannot_be_had(task: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit(task, mining_algorithm="cald")
+    assert run(task) == 0 and "OpenCV 4" not in caplog.text
+    edit(task, cald_mode="ymir")
+    assert run(task) == 0
+    assert ("OpenCV 4" in caplog.text) == turns_in_steps()
 
 
 def test_the_report_says_why(task: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mining.data_augment import COPIES, ORIGINAL_COPIES, Copy, largest_share_covered, reduce, turn
+from mining.data_augment import COPIES, ORIGINAL_COPIES, Copy, largest_share_covered, reduce, turn, turns_in_steps, warp
 
 SIN, COS = math.sin(math.radians(5)), math.cos(math.radians(5))
 ALL = [*((f"paper {name}", copy) for name, copy in COPIES.items())]
@@ -204,6 +204,22 @@ def test_a_thin_picture_needs_no_huge_canvas(monkeypatch: pytest.MonkeyPatch) ->
     copy, moved = turn(rgb, boxes, generator())
     assert 15_000 < copy.shape[0] * copy.shape[1] <= 21_000
     np.testing.assert_allclose(bounds(copy[..., 0] > 110), moved[0], atol=2.0)
+
+
+def test_which_opencv_turns_in_steps() -> None:
+    halves = np.repeat(np.where(np.arange(52) < 26, 0, 255).astype(np.uint8)[None, :, None], 20, 0).repeat(3, 2)
+    edge = int(warp(halves, np.array([[1, 0, -0.4 / 32], [0, 1, 0]]), (52, 20))[10, 25, 0])
+    assert edge == (0 if turns_in_steps() else round(255 * 0.4 / 32))
+
+
+@pytest.mark.parametrize("hw", [(40, 33_000), (65_000, 8)])
+@pytest.mark.parametrize("name", ["paper rotate", "ymir rotate"])
+def test_a_picture_longer_than_opencv_4_turns(name: str, hw: tuple[int, int]) -> None:
+    whole = np.array([[0, 0, hw[1], hw[0]]], float)
+    turned, boxes = dict(ALL)[name](np.full((*hw, 3), 200, np.uint8), whole, generator())
+    assert 31_000 < max(turned.shape) <= 32_000
+    middle = np.array([turned.shape[1], turned.shape[0]]) / 2
+    np.testing.assert_allclose((boxes[0, :2] + boxes[0, 2:]) / 2, middle, atol=1.5)  # one turns about it
 
 
 def test_reducing_moves_boxes_with_the_picture() -> None:

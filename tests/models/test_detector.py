@@ -12,7 +12,15 @@ import torch
 
 from models.checkpoint import Checkpoint, read_checkpoint
 from models.decode import RawMaps
-from models.detector import Detector, build_model, choose_device, choose_precision, cpu_has_bf16, make_detector
+from models.detector import (
+    Detector,
+    _why_none,
+    build_model,
+    choose_device,
+    choose_precision,
+    cpu_has_bf16,
+    make_detector,
+)
 from models.fuse import fold_batch_norms, pack_for_cpu
 from utils.batches import BatchReader, Placing, Shot, input_side
 from utils.detections import Detections
@@ -210,6 +218,23 @@ def test_every_anchor_is_decoded_alike_by_both_ways(detector: Detector, coco_ima
             assert torch.allclose(raw.objectness(), rows[..., 4], rtol=1e-6)
             (some,) = raw.rows_above(0.1)
             assert len(some) and torch.allclose(some, rows[0][rows[0, :, 4] > 0.1], rtol=1e-6)
+
+
+def test_torch_is_asked_once_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def init() -> None:
+        asked.append(1)
+        raise RuntimeError("Found no NVIDIA driver")
+
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    _why_none.cache_clear()
+    for _ in range(2):  # on Debian 11 torch 1.12's second call would never come back
+        with pytest.raises(NoDeviceError, match="Found no NVIDIA driver"):
+            choose_device("7")
+    _why_none.cache_clear()
+    assert len(asked) == 1
 
 
 def test_a_gpu_that_is_not_there_is_named() -> None:
