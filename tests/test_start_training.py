@@ -426,6 +426,7 @@ WRONG: dict[str, tuple[Change, int, str]] = {
     "img_size abc": (config(img_size="abc"), 300001, "img_size: got 'abc'"),
     "batch 0": (config(batch_size_per_gpu=0), 300001, "batch_size_per_gpu: got 0"),
     "epochs 0": (config(epochs=0), 300001, "epochs: got 0"),
+    "a name that weights can not hold": (config(class_names=["cat", "x" * 201]), 300001, "class_names: got "),
     "save_period 0": (config(save_period="0"), 300001, "save_period"),
     "an unknown model": (config(model="yolov9"), 300001, "yolov5x6"),
     "an unknown activation": (config(activation="Rulu"), 300001, "activation: got 'Rulu'"),
