@@ -432,19 +432,22 @@ def check_out(task: TaskConfig) -> Iterator[Finding]:
 
 def check_old_results(task: TaskConfig) -> Iterator[Finding]:
     """Look at what stands where this task's results are to be: a file is taken away, a folder stops the run."""
-    output = task.env.output
+    env = task.env
+    training, output = env.run_training, env.output
     known = (
-        (task.env.run_mining, output.mining_result_file),
-        (task.env.run_infer, output.infer_result_file),
+        (True, output.monitor_file),
+        (training, output.training_result_file),
+        (env.run_mining and not training, output.mining_result_file),
+        (env.run_infer and not training, output.infer_result_file),
     )
-    old = [path for is_wanted, path in known if is_wanted and not task.env.run_training and os.path.lexists(path)]
-    folders = [path for path in old if path.is_dir() and not path.is_symlink()]
+    places = [path for is_wanted, path in known if is_wanted]
+    folders = [path for path in places if path.is_dir() and not path.is_symlink()]
     for path in folders:
-        says = f"{path}: is a folder and can't be removed, the result is to be a file of this name; remove it"
+        says = f"{path}: is a folder and can't be removed, there is to be a file of this name; remove it"
         yield Finding(Level.FAILS, "results", says, ExecutorError.code)
-    names = ", ".join(path.name for path in old if path not in folders)
-    if names:
-        yield Finding(Level.LOOK, "results", f"{names} of an earlier run is removed or replaced")
+    old = [path.name for path in places[1:] if os.path.lexists(path) and path not in folders]
+    if old and not training:  # a training may go on, which is told with its last.pt
+        yield Finding(Level.LOOK, "results", f"{', '.join(old)} of an earlier run is removed or replaced")
 
 
 def check_rights(task: TaskConfig) -> Iterator[Finding]:

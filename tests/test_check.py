@@ -114,7 +114,7 @@ def test_what_lies_in_out_and_how_much_room_there_is(task: Path, capfd: pytest.C
     assert any("goes on from it" in line for line in lines)
 
 
-@pytest.mark.parametrize("name", ["result.tsv", "infer-result.json"])
+@pytest.mark.parametrize("name", ["result.tsv", "infer-result.json", "monitor.txt"])
 def test_a_folder_in_the_place_of_a_result_ends_the_task(
     name: str, task: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +126,16 @@ def test_a_folder_in_the_place_of_a_result_ends_the_task(
     assert not any("removed or replaced" in line for line in lines)
     assert start.main(["--in", str(task / "in"), "--out", str(task / "out")]) == 1  # and so it is
     assert f"error 160004: {task / 'out' / name}: " in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_in_the_place_of_a_trainings_result_ends_it(training: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    place = training / "out/models/result.yaml"
+    (place / "inner").mkdir(parents=True)
+    code, lines = checked(training, capfd)
+    (failing,) = of_level(lines, Level.FAILS)
+    assert code == 1 and failing.startswith("fails  results: error 160004: ") and "result.yaml: is a folder" in failing
+    assert start.main(["--in", str(training / "in"), "--out", str(training / "out")]) == 1
+    assert f"error 160004: {place}: " in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_an_index_that_is_none_is_said_once_and_with_the_pictures(
