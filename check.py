@@ -13,14 +13,14 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Optional
 
 from utils.batches import Shot
-from utils.errors import DatasetError, ExecutorError, ImageError
+from utils.errors import DatasetError, DeviceMemoryError, ExecutorError, ImageError
 from utils.machine import count_cpus
 from utils.picture_store import free_memory_bytes
 from utils.pictures import read_picture_hw
@@ -40,6 +40,7 @@ RECORD_BYTES = 1024  # of a candidate in /out, features and boxes included, rath
 TRAINING_BYTES = 2 << 30  # weights, a resumable state and plots of the largest models
 RANKS_SHM_BYTES = 1 << 30  # what several GPUs exchange through /dev/shm
 TRAINING = "training set"
+NETWORK_BYTES, NO_NETWORK_BYTES = 1 << 30, 256 << 20  # of the libraries that a task loads, and what they need
 PICTURE_BYTES = 36 << 20  # of a photograph of 12 megapixels, decoded
 
 
@@ -93,11 +94,14 @@ def check(in_dir: Path, out_dir: Path) -> Iterator[Finding]:
             yield failing("env.yaml, config.yaml", error)
             return
         yield Finding(Level.OK, "task", f"{task.env.task_id}: {kind_of(task)}, {len(task.params.class_names)} classes")
+        errors = set()
         for about, look in CHECKS.items():
             try:
                 yield from look(task)
-            except ExecutorError as error:
-                yield failing(about, error)
+            except ExecutorError as error:  # several look at the same file: what is wrong with it is said once
+                if (error.code, str(error)) not in errors:
+                    yield failing("pictures" if is_of_pictures(task, error) else about, error)
+                errors.add((error.code, str(error)))
             yield from (Finding(Level.LOOK, about, message) for message in dict.fromkeys(told))
             told.clear()
 
@@ -105,6 +109,11 @@ def check(in_dir: Path, out_dir: Path) -> Iterator[Finding]:
 def failing(about: str, error: ExecutorError) -> Finding:
     """Give what an error of the run itself comes to."""
     return Finding(Level.FAILS, about, str(error), error.code)
+
+
+def is_of_pictures(task: TaskConfig, error: ExecutorError) -> bool:
+    """Say whether an error is of the candidates, whoever came upon it: steps open their index with their weights."""
+    return isinstance(error, (DatasetError, ImageError)) and not task.env.run_training
 
 
 @contextmanager
@@ -367,13 +376,20 @@ def check_cpus(task: TaskConfig) -> Iterator[Finding]:
             "processors",
             f"{ranks} GPUs with {cpus.usable} processors: pictures may come too slowly for them",
         )
-    free = free_memory_bytes()
-    wanted = ranks * (task.params.batch_size_per_gpu + 2 * task.params.num_workers_per_gpu) * PICTURE_BYTES // 4 + (
-        1 << 30
-    )
-    level = Level.OK if free > wanted else Level.LOOK
-    advice = "" if free > wanted else f", {wanted >> 20} MB may be wanted: make batch_size_per_gpu smaller"
-    yield Finding(level, "memory", f"{free >> 20} MB are free{advice}")
+    pictures = ranks * task.params.batch_size_per_gpu + 2 * min(threads, cpus.usable)
+    base = NETWORK_BYTES if looks_at_pixels(task) else NO_NETWORK_BYTES
+    yield of_memory(free_memory_bytes(), base + pictures * PICTURE_BYTES // 4)
+
+
+def of_memory(free: int, wanted: int) -> Finding:
+    """Hold the free memory against what may be wanted, in bytes: with less than a third the run would be killed."""
+    if free > wanted:
+        return Finding(Level.OK, "memory", f"{free >> 20} MB are free")
+    says = f"{free >> 20} MB are free, {wanted >> 20} MB may be wanted: make batch_size_per_gpu smaller"
+    if 3 * free >= wanted:
+        return Finding(Level.LOOK, "memory", says)
+    says += ", or give the container more (docker run --memory); a run that is killed ends with 137 and says nothing"
+    return Finding(Level.FAILS, "memory", says, DeviceMemoryError.code)
 
 
 def check_out(task: TaskConfig) -> Iterator[Finding]:
@@ -393,7 +409,8 @@ def check_out(task: TaskConfig) -> Iterator[Finding]:
     free = shutil.disk_usage(there).free
     wanted = TRAINING_BYTES if task.env.run_training else 64 << 20
     if not task.env.run_training:
-        wanted += RECORD_BYTES * candidate_index(task).count()
+        with suppress(DatasetError):  # told with the pictures
+            wanted += RECORD_BYTES * candidate_index(task).count()
     enough = free >= wanted
     advice = "" if enough else f"; up to {wanted >> 20} MB may be wanted: make room"
     made = "" if folder.exists() else "will be made, "
@@ -402,11 +419,7 @@ def check_out(task: TaskConfig) -> Iterator[Finding]:
         "results",
         f"{folder}: {made}can be written, {free >> 20} MB are free{advice}",
     )
-    old = [path for path in (output.mining_result_file, output.infer_result_file) if path.exists()]
-    if old and not task.env.run_training:
-        yield Finding(
-            Level.LOOK, "results", f"{', '.join(path.name for path in old)} of an earlier run is removed or replaced"
-        )
+    yield from check_old_results(task)
     last = output.models_dir / "last.pt"
     if task.env.run_training and last.exists():
         goes_on = task.params.resume != "never"
@@ -415,6 +428,26 @@ def check_out(task: TaskConfig) -> Iterator[Finding]:
     records = sorted(folder.glob("*.records")) if folder.is_dir() else []
     if records and not task.env.run_training:
         yield Finding(Level.LOOK, "results", f"{records[0].name} of an earlier run is there; this task goes on from it")
+
+
+def check_old_results(task: TaskConfig) -> Iterator[Finding]:
+    """Look at what stands where this task's results are to be: a file is taken away, a folder stops the run."""
+    env = task.env
+    training, output = env.run_training, env.output
+    known = (
+        (True, output.monitor_file),
+        (training, output.training_result_file),
+        (env.run_mining and not training, output.mining_result_file),
+        (env.run_infer and not training, output.infer_result_file),
+    )
+    places = [path for is_wanted, path in known if is_wanted]
+    folders = [path for path in places if path.is_dir() and not path.is_symlink()]
+    for path in folders:
+        says = f"{path}: is a folder and can't be removed, there is to be a file of this name; remove it"
+        yield Finding(Level.FAILS, "results", says, ExecutorError.code)
+    old = [path.name for path in places[1:] if os.path.lexists(path) and path not in folders]
+    if old and not training:  # a training may go on, which is told with its last.pt
+        yield Finding(Level.LOOK, "results", f"{', '.join(old)} of an earlier run is removed or replaced")
 
 
 def check_rights(task: TaskConfig) -> Iterator[Finding]:

@@ -26,8 +26,10 @@ from utils.annotations import WRITERS
 from utils.errors import ConfigError, DatasetError, ExecutorError, ImageError, WeightsError
 from utils.labels import FaultLog
 from utils.safe_yaml import parse_yaml, read_yaml
+from utils.settings import OPENVINO_SUFFIX
 from utils.sources import Source, open_source
-from ymir.params import KNOWN_KEYS, nearest_key
+from utils.stats import FILE_NAME
+from ymir.params import KNOWN_KEYS, nearest_key, read_params
 from ymir.weights import choose_weights
 
 TASKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -95,15 +97,17 @@ class TaskFolder:
     out_dir: Path
     counts: Mapping[str, int]
     notes: tuple[str, ...]
+    gpus: tuple[str, ...] = ()  # that the task asks for
 
     @property
     def commands(self) -> tuple[str, str]:
         """The commands that run the task: on this machine, and in an image."""
         here, out = str(self.in_dir), str(self.out_dir)
         volumes = shlex.join(["-v", f"{self.in_dir.resolve()}:/in:ro", "-v", f"{self.out_dir.resolve()}:/out"])
+        gpus = (" --gpus all" if self.gpus else "") + (" --shm-size 16g" if len(self.gpus) > 1 else "")
         return (
             shlex.join(["python", "start.py", "--in", here, "--out", out]),
-            f"docker run --rm {volumes} --user {os.getuid()}:{os.getgid()} --shm-size 16g IMAGE",
+            f"docker run --rm {volumes} --user {os.getuid()}:{os.getgid()}{gpus} IMAGE",
         )
 
 
@@ -134,7 +138,7 @@ def make_task(source: Path, destination: Path, task: str, options: Optional[Task
         shutil.rmtree(building, ignore_errors=True)
         if is_new and not in_dir.exists():
             shutil.rmtree(destination, ignore_errors=True)
-    return TaskFolder(in_dir, out_dir, maker.counts, tuple(maker.notes))
+    return TaskFolder(in_dir, out_dir, maker.counts, tuple(maker.notes), maker.gpus)
 
 
 class _Maker:
@@ -147,6 +151,7 @@ class _Maker:
         self.options = options
         self.counts: dict[str, int] = {}
         self.notes: list[str] = []
+        self.gpus: tuple[str, ...] = ()
 
     def make(self) -> None:
         """Write everything; env.yaml, without which nothing can be run, last."""
@@ -237,6 +242,7 @@ class _Maker:
         """Bring the weights to models/; give their container paths, or for an old protocol their names."""
         stage = STAGE if self.options.has_stages else ""
         names = []
+        self._refuse_other_files()
         for path in self.options.weights:
             place = self.folder / "models" / stage / path.name
             if place.exists():
@@ -246,7 +252,33 @@ class _Maker:
             else:
                 _place(path, place, "copy" if self.options.placing == "link" else self.options.placing, WeightsError)
             names.append(f"/in/models/{stage}/{path.name}" if stage else path.name)
+        if "run_mining" in TASKS[self.task]:
+            self._place_stats(self.folder / "models" / stage / FILE_NAME)
         return names
+
+    def _refuse_other_files(self) -> None:
+        """Say of what is no weights file what it is. Raises WeightsError."""
+        for path in self.options.weights:
+            if not path.exists():
+                raise WeightsError(f"{path}: no such file")
+            is_folder = path.is_dir()
+            if (is_folder and not path.name.endswith(OPENVINO_SUFFIX)) or choose_weights(self.options.weights) is None:
+                kind = (
+                    "a folder" if is_folder else f"a {path.suffix} file" if path.suffix else "a file without a suffix"
+                )
+                raise WeightsError(
+                    f"--weights {path}: is {kind}, no weights; need a .pt, an .onnx or a folder *{OPENVINO_SUFFIX}"
+                )
+
+    def _place_stats(self, place: Path) -> None:
+        """Take along what a training left for mining beside the weights: there mining looks for it."""
+        chosen = choose_weights(self.options.weights)  # as the task will
+        if chosen is None or place.exists():
+            return
+        stats = chosen.parent / FILE_NAME
+        if stats.is_file():
+            _place(stats, place, "copy", WeightsError)
+            self.notes.append(f"{stats}: taken along, mining looks for it beside the weights")
 
     def _class_names(self) -> tuple[str, ...]:
         """Give the task's classes: those asked for, or the data set's in training, else the weights' before it."""
@@ -290,6 +322,7 @@ class _Maker:
         config.setdefault("class_names", list(self._class_names()))
         if kind != "train" and not weights and config.get("mining_algorithm") != "random":
             raise WeightsError(f"--weights: missing; {self.task} needs a weights file, such as a training's best.pt")
+        self.gpus = tuple(filter(None, read_params(config).gpu_id.split(",")))
         return config
 
     def _env(self, task_id: str) -> dict[str, Any]:
@@ -368,7 +401,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, nargs="+", default=[], metavar="FILE")
     parser.add_argument("--class-names", default="", metavar="A,B", help="else the weights' or the data set's own")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="for config.yaml")
-    parser.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N pictures")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N pictures; 0: all of them")
     placing = parser.add_mutually_exclusive_group()
     placing.add_argument("--copy", action="store_const", dest="placing", const="copy", help="copy pictures, don't link")
     placing.add_argument(

@@ -40,7 +40,7 @@ from utils.shards import (
     remove_records,
     shard_of_environment,
 )
-from ymir.config import Env, TaskConfig, read_env, read_task
+from ymir.config import DEFAULT_TASK, Env, TaskConfig, read_env, read_task, read_task_id
 from ymir.monitor import Monitor, one_line
 from ymir.params import OTHER_SPELLINGS, SHOWN
 
@@ -83,8 +83,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def run_in(in_dir: Path, out_dir: Path, shard: Optional[str], merge: Optional[str]) -> int:
     """Run the task of in_dir, or the part of it that the options say; gives the exit code."""
-    monitor = Monitor(out_dir / "monitor.txt", "default-task")
+    monitor = Monitor(out_dir / "monitor.txt", DEFAULT_TASK)
     try:
+        monitor = Monitor(out_dir / "monitor.txt", read_task_id(in_dir))
         asked = read_part(shard, merge)
         env = read_env(in_dir, out_dir)
         part, is_rank = part_of(asked, env)

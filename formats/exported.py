@@ -19,16 +19,16 @@ from typing import Any, Optional, Union
 
 from formats.literals import read_literal
 from models.checkpoint import Checkpoint, read_checkpoint
+from utils.class_names import MOST_CLASSES, MOST_NAME_LETTERS
 from utils.errors import ConfigError, WeightsError
 from utils.files import open_regular, read_bytes
 from utils.safe_yaml import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_BYTES = 1 << 30  # yolov5x6 in fp32 has 560 MB
-MAX_NODES, MAX_DEPTH, MAX_TEXT, MAX_CLASSES, MAX_SIDE = 100_000, 8, 1_000_000, 10_000, 8192
+MAX_NODES, MAX_DEPTH, MAX_TEXT, MAX_SIDE = 100_000, 8, 1_000_000, 8192
 PROBE_S = 120
 PROBE_SIDE = 128  # a multiple of every stride there is
-SHOWN = 200
 # Levels that networks have; the first that explains the number of rows is taken.
 KNOWN_STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (8, 16), (16, 32), (8, 16, 32, 64, 128), (32,))
 DOMAINS = ("", "ai.onnx")
@@ -104,7 +104,7 @@ def _exported(
     rows, channels = output[1], output[2]
     strides, anchors = _levels(path, told, probe_hw(fixed_hw), rows)
     classes = channels - 5
-    if not 1 <= classes <= MAX_CLASSES:
+    if not 1 <= classes <= MOST_CLASSES:
         raise WeightsError(f"{path}: gives rows of {channels} numbers, need 5 and one for each class")
     if told.names is not None and len(told.names) != classes:
         raise WeightsError(f"{path}: names {len(told.names)} classes, but finds {classes}")
@@ -311,9 +311,9 @@ def _names(value: Any) -> Optional[tuple[str, ...]]:
     if isinstance(value, dict):
         by_id = {int(key): name for key, name in value.items()}
         value = [by_id[number] for number in range(len(by_id))] if set(by_id) == set(range(len(by_id))) else None
-    if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= MAX_CLASSES:
+    if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= MOST_CLASSES:
         raise ValueError("names")
-    if not all(isinstance(name, (str, int)) and len(str(name)) <= SHOWN for name in value):
+    if not all(isinstance(name, (str, int)) and len(str(name)) <= MOST_NAME_LETTERS for name in value):
         raise ValueError("names")
     return tuple(_printable(str(name)) for name in value)
 

@@ -22,6 +22,7 @@ from models.allowed import Holder, numbers_of, shown
 from models.archive import Archive, opened
 from models.tensors import Array, TensorData, arrays_of
 from models.unpickle import read_pickle
+from utils.class_names import MOST_CLASSES, MOST_NAME_LETTERS
 from utils.errors import WeightsError
 
 Plain = Union[None, bool, int, float, str]
@@ -29,7 +30,7 @@ Plain = Union[None, bool, int, float, str]
 # yolov5x6 has 574 modules, five deep.
 _MAX_MODULES, _MAX_MODULE_DEPTH, _MAX_ENTRIES = 20_000, 32, 100_000
 _MAX_YAML_NODES, _MAX_YAML_DEPTH, _MAX_YAML_TEXT, _MAX_YAML_NUMBER = 20_000, 16, 500, 1e6
-_MAX_CLASSES, _MAX_NAME = 10_000, 200
+_MAX_KEY = 200
 _STRIDES = frozenset(1 << power for power in range(8))  # to 128
 _MAX_ANCHOR_PX = 1e6
 _MAX_META, _MAX_META_TEXT = 100, 1000
@@ -198,7 +199,7 @@ class _Reader:
             if set(stored) != set(range(len(stored))):
                 raise self.refusal("its class names aren't numbered from 0 on")
             stored = [stored[index] for index in range(len(stored))]
-        if not isinstance(stored, (list, tuple)) or not 0 < len(stored) <= _MAX_CLASSES:
+        if not isinstance(stored, (list, tuple)) or not 0 < len(stored) <= MOST_CLASSES:
             raise self.refusal("its class names aren't a list")
         return tuple(self._name(index, name) for index, name in enumerate(stored))
 
@@ -207,8 +208,8 @@ class _Reader:
             name = str(name)
         if not isinstance(name, str):
             raise self.refusal(f"the name of class {index} is no text")
-        if len(name) > _MAX_NAME:
-            raise self.refusal(f"the name of class {index} is longer than {_MAX_NAME} letters")
+        if len(name) > MOST_NAME_LETTERS:
+            raise self.refusal(f"the name of class {index} is longer than {MOST_NAME_LETTERS} letters")
         cleaned = _UNPRINTABLE.sub(" ", name)
         return name if cleaned == name else cleaned.strip()
 
@@ -303,6 +304,6 @@ def _meta(root: Any) -> dict[str, Plain]:
         if isinstance(value, str):
             value = _UNPRINTABLE.sub(" ", value[:_MAX_META_TEXT])
         is_plain = value is None or isinstance(value, (bool, int, float, str))
-        if isinstance(key, str) and is_plain and len(key) <= _MAX_NAME and len(meta) < _MAX_META:
+        if isinstance(key, str) and is_plain and len(key) <= _MAX_KEY and len(meta) < _MAX_META:
             meta[shown(key)] = value
     return meta

@@ -32,6 +32,7 @@ from models.common import (
 )
 from models.sizes import MAX_WEIGHTS, DescribedRow, Layer, Sizes, measure, scaled, sources_of
 from utils.activations import split_activation
+from utils.class_names import MOST_CLASSES
 from utils.errors import ConfigError, ExecutorError
 from utils.safe_yaml import read_yaml
 
@@ -244,8 +245,8 @@ def parse_spec(
         )
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError) as cause:
         raise error(f"{name}: is no YOLOv5 model description: {_words(cause)}") from None
-    if not 1 <= spec.classes <= 10_000 or spec.channels_in != 3:
-        raise error(f"{name}: {spec.classes} classes and {spec.channels_in} channels, need 1..10000 and 3")
+    if not 1 <= spec.classes <= MOST_CLASSES or spec.channels_in != 3:
+        raise error(f"{name}: {spec.classes} classes and {spec.channels_in} channels, need 1..{MOST_CLASSES} and 3")
     parse_activation(spec.activation, name, error)
     try:
         spec.measured()

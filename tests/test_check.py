@@ -12,11 +12,12 @@ import pytest
 import yaml
 
 import start
-from check import Level
+from check import Level, of_memory
 from tests import test_start, test_start_training
 from tests.conftest import ROOT
-from tests.test_start import config, template  # noqa: F401  # a fixture
+from tests.test_start import config, env, template  # noqa: F401  # a fixture
 from tests.test_start_training import training_template  # noqa: F401  # a fixture
+from utils.picture_store import free_memory_bytes
 
 
 @pytest.fixture
@@ -111,6 +112,61 @@ def test_what_lies_in_out_and_how_much_room_there_is(task: Path, capfd: pytest.C
     code, lines = checked(task, capfd)
     assert code == 0 and any("result.tsv of an earlier run" in line for line in lines)
     assert any("goes on from it" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["result.tsv", "infer-result.json", "monitor.txt"])
+def test_a_folder_in_the_place_of_a_result_ends_the_task(
+    name: str, task: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    env(run_mining=True)(task / "in")
+    (task / "out" / name / "inner").mkdir(parents=True)
+    code, lines = checked(task, capfd)
+    (failing,) = of_level(lines, Level.FAILS)
+    assert code == 1 and failing.startswith("fails  results: error 160004: ") and f"{name}: is a folder" in failing
+    assert not any("removed or replaced" in line for line in lines)
+    assert start.main(["--in", str(task / "in"), "--out", str(task / "out")]) == 1  # and so it is
+    assert f"error 160004: {task / 'out' / name}: " in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_in_the_place_of_a_trainings_result_ends_it(training: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    place = training / "out/models/result.yaml"
+    (place / "inner").mkdir(parents=True)
+    code, lines = checked(training, capfd)
+    (failing,) = of_level(lines, Level.FAILS)
+    assert code == 1 and failing.startswith("fails  results: error 160004: ") and "result.yaml: is a folder" in failing
+    assert start.main(["--in", str(training / "in"), "--out", str(training / "out")]) == 1
+    assert f"error 160004: {place}: " in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_an_index_that_is_none_is_said_once_and_with_the_pictures(
+    task: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (task / "in/candidate-index.tsv").unlink()
+    os.mkfifo(task / "in/candidate-index.tsv")
+    code, lines = checked(task, capfd)
+    (failing,) = of_level(lines, Level.FAILS)
+    assert code == 1 and failing.startswith("fails  pictures: error 300002: ") and "not a regular file" in failing
+    assert any(line.startswith("ok     results: ") for line in lines)
+
+
+def test_memory_is_held_against_what_may_be_wanted(task: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = {free: of_memory(free << 20, 3000 << 20) for free in (999, 1000, 3000, 3001)}
+    assert [one.level for one in found.values()] == [Level.FAILS, Level.LOOK, Level.LOOK, Level.OK]
+    assert [one.code for one in found.values()] == [300103, 0, 0, 0]
+    assert "--memory" in str(found[999]) and "137" in str(found[999])
+    if free_memory_bytes() < 190 << 30:  # a third of what the largest batch may want
+        config(batch_size_per_gpu=65536)(task / "in")
+        code, lines = checked(task, capfd)
+        assert code == 1 and of_level(lines, Level.FAILS)[0].startswith("fails  memory: error 300103: ")
+
+
+def test_what_was_left_out_is_told_without_runs_of_blanks(training: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for picture in (training / "in/assets").rglob("*.jpg"):
+        picture.unlink()
+        picture.write_bytes(b"no picture")
+    code, lines = checked(training, capfd)
+    failing = of_level(lines, Level.FAILS)[0]
+    assert code == 1 and "8 pictures left out, unreadable; " in failing and "  " not in failing[len("fails  ") :]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")

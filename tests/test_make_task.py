@@ -358,6 +358,55 @@ def test_classes_that_weights_do_not_tell_are_the_sources_or_have_to_be_given(
     assert made.notes == ("class_names: best.onnx doesn't tell them",)
 
 
+def test_what_is_no_weights_file_is_told_of_as_what_it_is(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("names: [a]")
+    (tmp_path / "weights").write_text("")
+    cases = {"data.yaml": "is a .yaml file, no weights", "weights": "is a file without a", "my pictures": "is a folder"}
+    for name, says in cases.items():
+        for task in ("infer", "mining"):
+            with pytest.raises(WeightsError) as error:
+                make_task(pictures, tmp_path / "task", task, TaskOptions(weights=(tmp_path / name,)))
+            assert says in str(error.value) and f"--weights {tmp_path / name}: " in str(error.value)
+        assert not (tmp_path / "task").exists()
+
+
+def test_what_a_training_left_for_mining_is_taken_along(pictures: Path, tmp_path: Path, yolov5n_pt: Path) -> None:
+    best = tmp_path / "models/best.pt"
+    best.parent.mkdir()
+    shutil.copyfile(yolov5n_pt, best)
+    stats = tmp_path / "models/mining_stats.safetensors"
+    stats.write_bytes(b"of the training")
+    for task, stage, protocol in (("mining", "yolov5_best/", "1.1.0"), ("mining+infer", "", "1.0.0")):
+        made = make_task(pictures, tmp_path / task, task, TaskOptions(weights=(best,), protocol=protocol))
+        placed = made.in_dir / f"models/{stage}mining_stats.safetensors"
+        assert placed.read_bytes() == b"of the training" and placed.with_name("best.pt").is_file()
+        assert made.notes == (f"{stats}: taken along, mining looks for it beside the weights",)
+        assert config_of(made)["model_params_path"] == [f"/in/models/{stage}best.pt" if stage else "best.pt"]
+    made = make_task(pictures, tmp_path / "infer", "infer", TaskOptions(weights=(best,)))
+    assert made.notes == () and not list(made.in_dir.rglob("*.safetensors"))
+    named = make_task(pictures, tmp_path / "named", "mining", TaskOptions(weights=(best, stats)))
+    assert named.notes == () and len(list(named.in_dir.rglob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("gpu_id", "options"),
+    [("", ""), ("cpu", ""), (0, " --gpus all"), ("0,1", " --gpus all --shm-size 16g"), ([1], " --gpus all")],
+)
+def test_the_command_of_an_image_has_what_the_gpus_need(
+    pictures: Path, tmp_path: Path, gpu_id: Any, options: str
+) -> None:
+    settings = {"mining_algorithm": "random", "gpu_id": gpu_id}
+    made = make_task(pictures, tmp_path / "task", "mining", TaskOptions(class_names=("a",), settings=settings))
+    assert made.commands[1].endswith(f" --user {os.getuid()}:{os.getgid()}{options} IMAGE")
+
+
+def test_a_value_that_no_task_takes_is_refused_at_once(pictures: Path, tmp_path: Path) -> None:
+    for settings, says in (({"gpu_id": "zero"}, "gpu_id: got 'zero'"), ({"img_size": 0}, "img_size: got 0")):
+        options = TaskOptions(class_names=("a",), settings={"mining_algorithm": "random", **settings})
+        with pytest.raises(ConfigError, match=says):
+            make_task(pictures, tmp_path / "task", "mining", options)
+
+
 def test_weights_that_are_none_are_told_of_before_a_task_is(pictures: Path, tmp_path: Path) -> None:
     weights = tmp_path / "best.onnx"
     weights.write_bytes(b"no graph")

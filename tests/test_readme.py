@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 
+from make_task import make_task
 from models.checkpoint_writer import SavedTraining, write_checkpoint, yaml_of
 from models.yolo import make_model, read_spec
 from tests.conftest import ROOT
@@ -29,8 +30,9 @@ from ymir.params import OTHER_SPELLINGS, TaskParams
 READMES = ("README.md", "README.zh-CN.md")
 PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("ymir/**/*.md")})
 DOORS = ("start", "make_task", "train", "val", "detect", "export", "demo")
-FOREIGN_OPTIONS = {  # docker's and torchrun's
+FOREIGN_OPTIONS = {  # docker's, torchrun's and fetch_weights.sh's
     "--rm", "--network", "--user", "--gpus", "--shm-size", "--memory", "--cpus", "--nproc_per_node",
+    "--sha256",
 }  # fmt: skip
 NO_VALUE = "\N{EN DASH}"
 PLATFORM = {"object_type", "class_names", "gpu_id", "gpu_count", "task_id", "pretrained_model_params"} | {
@@ -228,6 +230,31 @@ def test_options_in_the_text_are_known(name: str) -> None:
     named = {option for text in code for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}
     strange = named - known_options(DOORS) - FOREIGN_OPTIONS
     assert strange == set()
+
+
+def last_lines(text: str) -> list[str]:
+    return [re.sub(r"^[-\d]+ [:,\d]+ ", "", line) for line in text.splitlines()[-5:]]
+
+
+def test_the_five_lines_of_a_failed_training_are_those_that_come(tmp_path: Path) -> None:
+    data = write_shapes(tmp_path / "data", 5, 0, 128)
+    made = make_task(data, tmp_path / "task", "train")
+    for annotation in (made.in_dir / "annotations").rglob("*.txt"):
+        annotation.write_text(re.sub(r"^\d+,", "7,", annotation.read_text(), flags=re.MULTILINE))
+    command = [sys.executable, "start.py", "--in", str(made.in_dir), "--out", str(made.out_dir)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    printed = last_lines(done.stdout.replace(str(made.in_dir), "/in"))
+    assert done.returncode == 1
+    for name in READMES:
+        (shown,) = blocks(text_of(name), "text")
+        assert last_lines(shown) == printed
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_weights_that_are_fetched_at_once_are_those_whose_checksum_is_known(name: str) -> None:
+    known = re.findall(r"^known='(\w+) [0-9a-f]{64}", text_of("ymir/docker/fetch_weights.sh"), re.MULTILINE)
+    assert known == ["yolov5n"]
+    assert set(re.findall(r"fetch_weights\.sh (\w+)", text_of(name))) == set(known)
 
 
 @pytest.mark.parametrize("name", READMES)

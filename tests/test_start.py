@@ -349,6 +349,15 @@ def test_a_wrong_task_ends_with_its_code_in_one_line(
     assert not (task / "out/infer-result.json").exists() or case == "every picture unreadable"
 
 
+def test_a_wrong_env_is_told_under_its_tasks_id(task: Path) -> None:
+    for change in (env(run_mining=False, run_infer=False), output(monitor_file="/tmp/elsewhere")):
+        change(task / "in")
+        env(task_id="t0001")(task / "in")
+        assert run(task) == 1 and monitor(task)[0] == "t0001"
+    write("env.yaml", b"- 7")(task / "in")
+    assert run(task) == 1 and monitor(task)[0] == "default-task"
+
+
 @pytest.mark.parametrize("case", ["conf_thres abc", "weights hostile", "a GPU that is not there", "env missing"])
 def test_a_wrong_task_as_a_process(case: str, task: Path) -> None:
     change, code, named = WRONG[case]

@@ -116,13 +116,20 @@ def test_the_tree_and_the_stages(task: Path) -> None:
             assert_stages_whole(task, seen[-1])
             assert (task / "out/pictures.cache").is_dir()
 
-    with at_each_epoch(look):
+    logged: list[str] = []
+    with watching_lines(logged.append), at_each_epoch(look):
         assert run(task) == 0
     assert monitor(task)[2:] == ["1.0", "2"]
     assert {path.name for path in (task / "out").iterdir()} == TREE
     assert [list(content["model_stages"]) for content in seen] == [["epoch_1", "yolov5_best"]]
     content = result(task)
     assert_stages_whole(task, content)
+    (last,) = (line for line in logged if line.startswith("training: 2 epochs; mAP50 "))
+    assert f"mAP {content['mAP']:.4f} at the best one (result.yaml), " in last and " of best.pt, " in last
+    table = next(line.split() for line in reversed(logged) if line.split()[:1] == ["all"])
+    table_map50, table_map = map(float, table[-2:])  # of best.pt as it is on the disk: another figure
+    map50, mean_ap = map(float, re.findall(r"([\d.]+) and ([\d.]+) of best\.pt", last)[0])
+    assert (map50, mean_ap) == pytest.approx((table_map50, table_map), rel=0.006)  # it shows three digits
     assert set(content["model_stages"]) == {"epoch_1", "epoch_2", "yolov5_best"}
     assert set(content["model_stages"]["yolov5_best"]["files"]) == {
         "best.pt", "best.onnx", "last.pt", "mining_stats.safetensors",
@@ -426,6 +433,7 @@ WRONG: dict[str, tuple[Change, int, str]] = {
     "img_size abc": (config(img_size="abc"), 300001, "img_size: got 'abc'"),
     "batch 0": (config(batch_size_per_gpu=0), 300001, "batch_size_per_gpu: got 0"),
     "epochs 0": (config(epochs=0), 300001, "epochs: got 0"),
+    "a name that weights can not hold": (config(class_names=["cat", "x" * 201]), 300001, "class_names: got "),
     "save_period 0": (config(save_period="0"), 300001, "save_period"),
     "an unknown model": (config(model="yolov9"), 300001, "yolov5x6"),
     "an unknown activation": (config(activation="Rulu"), 300001, "activation: got 'Rulu'"),

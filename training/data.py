@@ -56,7 +56,7 @@ def _tell(name: str, labelled: LabelledSet, scan: Scan) -> None:
 
 def refuse_nothing_to_learn(train: Scan) -> None:
     """Raise DatasetError for a training set without a picture, or without a box."""
-    reasons = "; ".join(train.lines()[1:])
+    reasons = "; ".join(f"{count} {what}" for count, what in train.rows())
     if not len(train.table):
         raise DatasetError(f"training set: not one picture can be used: {reasons or 'it is empty'}")
     if not len(train.table.class_ids):

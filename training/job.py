@@ -94,7 +94,11 @@ class Hooks:
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a training ended: the best epoch's figures, in 0..1, and its val losses (box, objectness, classes)."""
+    """How a training ended: best.pt's figures, in 0..1, and its val losses (box, objectness, classes).
+
+    epoch_map50, epoch_mean_ap: of the same weights when their epoch was validated, in fp32; best.pt holds them as fp16,
+    which changes the last digits. result.yaml has these, since it is written then.
+    """
 
     epochs: int
     precision: float = 0.0
@@ -102,3 +106,5 @@ class FitResult:
     map50: float = 0.0
     mean_ap: float = 0.0
     losses: Sequence[float] = (0.0, 0.0, 0.0)
+    epoch_map50: float = 0.0
+    epoch_mean_ap: float = 0.0

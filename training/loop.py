@@ -67,7 +67,9 @@ def fit(job: TrainJob, world: World, hooks: Hooks) -> FitResult:
         return run.last
     with device_errors():
         validated = finish(run, progress.part(TRAINED, 1))
-    return run.last if validated is None else result_of(run.training.position.epoch, validated)
+    result = run.last if validated is None else result_of(run.training.position.epoch, validated)
+    best = run.training.best
+    return replace(result, epoch_map50=best.map50, epoch_mean_ap=best.mean_ap)
 
 
 def make_run(job: TrainJob, scans: Scans, machine: Machine, progress: Progress) -> Run:

@@ -104,8 +104,12 @@ def run_training(task: TaskConfig, hooks: Hooks) -> None:
 
     result = train(job, hooks)
     LOGGER.info(
-        "training: %d epochs, mAP50 %.4f, mAP %.4f in %s; curves and pictures in %s",
+        "training: %d epochs; mAP50 %.4f, mAP %.4f at the best one (%s), %.4f and %.4f of best.pt, whose weights are "
+        "kept as fp16, in %s; curves and pictures in %s",
         result.epochs,
+        result.epoch_map50,
+        result.epoch_mean_ap,
+        task.env.output.training_result_file.name,
         result.map50,
         result.mean_ap,
         job.folders.weights,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.class_names import unusable_names
 from utils.errors import DatasetError
 from utils.files import PathLike, read_bytes
 from utils.safe_yaml import read_yaml
@@ -81,7 +82,11 @@ def read_names(content: dict[Any, Any], data_yaml: Path) -> tuple[str, ...]:
         raise DatasetError(
             f"{data_yaml}: nc: is {count}, but names has {len(names)}; take nc out or correct one of them"
         )
-    return tuple(str(name) for name in names)
+    texts = tuple(str(name) for name in names)
+    need = unusable_names(texts)
+    if need:
+        raise DatasetError(f"{data_yaml}: names: {need}")
+    return texts
 
 
 def list_pictures(folder: Path) -> list[Path]:

@@ -54,12 +54,16 @@ class Scan:
     def lines(self) -> list[str]:
         """Give a small table: how much there is, then a line for each kind of thing that was left out or changed."""
         head = f"{len(self.table)} pictures, {len(self.table.class_ids)} boxes{', from the cache' * self.from_cache}"
+        return [head, *(f"{count:>9}  {what}" for count, what in self.rows())]
+
+    def rows(self) -> list[tuple[int, str]]:
+        """Give how often each kind of thing was left out or changed, and what it is with its first example."""
         rows = [(fault.count, f"{fault.kind}; first: {fault.example}") for fault in self.faults]
         if self.unreadable.count:
             rows.append(
                 (self.unreadable.count, f"pictures left out, unreadable; {'; '.join(self.unreadable.examples)}")
             )
-        return [head, *(f"{count:>9}  {what}" for count, what in rows)]
+        return rows
 
 
 def scan_labels(

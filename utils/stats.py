@@ -16,6 +16,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from utils.class_names import MOST_CLASSES, MOST_NAME_LETTERS
 from utils.errors import DatasetError
 from utils.files import read_bytes, write_whole
 
@@ -25,7 +26,7 @@ MAX_BYTES = 64 << 20  # 4096 features of yolov5x6 have 10 MB
 MAX_FEATURES = 4096
 FEATURE_UNIT = 4000  # of a unit vector: every product of two is a whole number that fp32 holds exactly
 
-_MAX_CLASSES, _MAX_NAME, _MAX_DIGEST = 10_000, 200, 500
+_MAX_DIGEST = 500
 _MAX_COUNT = 1 << 53
 _ARRAYS = ("pictures_per_class", "boxes_per_class", "ap_per_class", "features")
 
@@ -94,8 +95,9 @@ def _taken(metadata: dict[str, str], arrays: dict[str, npt.NDArray[Any]]) -> Min
 def _wrong(stats: MiningStats) -> Optional[str]:
     """What doesn't fit together, in words; None if all does."""
     names, classes = stats.names, len(stats.names)
-    if not 0 < classes <= _MAX_CLASSES or not all(isinstance(name, str) and len(name) <= _MAX_NAME for name in names):
-        return f"its class names aren't 1 to {_MAX_CLASSES} texts of at most {_MAX_NAME} letters"
+    are_texts = all(isinstance(name, str) and len(name) <= MOST_NAME_LETTERS for name in names)
+    if not 0 < classes <= MOST_CLASSES or not are_texts:
+        return f"its class names aren't 1 to {MOST_CLASSES} texts of at most {MOST_NAME_LETTERS} letters"
     for name in ("pictures_per_class", "boxes_per_class"):
         counts = getattr(stats, name)
         if counts.dtype != np.int64 or counts.shape != (classes,) or not ((counts >= 0) & (counts < _MAX_COUNT)).all():

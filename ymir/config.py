@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -24,6 +25,7 @@ LOGGER = logging.getLogger(__name__)
 
 IN_ROOT, OUT_ROOT = "/in", "/out"
 ENV_FILE = "env.yaml"
+DEFAULT_TASK = "default-task"
 TASKS = ("run_training", "run_mining", "run_infer")
 
 # Where things lie when env.yaml doesn't say (protocol 0.x and 1.0.0): relative to root_dir, as the platform lays them.
@@ -155,13 +157,20 @@ def read_env(in_dir: Path = Path(IN_ROOT), out_dir: Path = Path(OUT_ROOT)) -> En
     output = _read_section(raw, "output", OUT_ROOT, OUTPUT_PATHS, roots)
     _keep_inside(output, roots.out_dir)
     return Env(
-        task_id=_clean(raw.get("task_id")) or "default-task",
+        task_id=_clean(raw.get("task_id")) or DEFAULT_TASK,
         protocol_version=version,
         **flags,
         input=EnvInput(**_read_section(raw, "input", IN_ROOT, INPUT_PATHS, roots)),
         output=EnvOutput(**output),
         manifest_file=Path(roots.map_text(manifest)) if manifest else None,
     )
+
+
+def read_task_id(in_dir: Path) -> str:
+    """Give env.yaml's task_id, also where the rest of it is wrong; default-task where it can't be read."""
+    with suppress(ConfigError):
+        return _clean(_read_mapping(in_dir / ENV_FILE).get("task_id")) or DEFAULT_TASK
+    return DEFAULT_TASK
 
 
 def _keep_inside(output: Mapping[str, Optional[Path]], out_dir: Path) -> None:

@@ -13,6 +13,8 @@ from utils.files import PathLike, open_regular
 from ymir.config import Roots, TaskConfig
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+OTHER_MARKS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16 and UTF-32
+HEAD_BYTES, MOST_NULS = 64, 8  # that tell whether a file is text of another coding: /in/assets/ alone has 11 in UTF-16
 MOST_TABS = 16  # that are tried as the one between two files: each asks the disk
 MOST_LINE_BYTES = 65_536  # sixteen times the longest path that Linux opens
 
@@ -178,12 +180,15 @@ def _pair_index(task: TaskConfig, file: Optional[Path]) -> PairIndex:
 def read_lines(file: PathLike) -> Iterator[str]:
     """Give the lines of an index file without their ends: no blank ones, no byte order mark.
 
-    Bytes that are no UTF-8 become surrogate escapes, so that encoding with "surrogateescape" gives them back.
+    Bytes that are no UTF-8 become surrogate escapes, so that encoding with "surrogateescape" gives them back. Raises
+    DatasetError for a file that can't be read, and for one of UTF-16, where every line would be a wrong path.
     """
     with open_regular(file, DatasetError) as content:
         number = 0
         while raw := content.readline(MOST_LINE_BYTES):
             number += 1
+            if number == 1:
+                _refuse_other_codings(file, raw[:HEAD_BYTES])
             if len(raw) == MOST_LINE_BYTES and not raw.endswith(b"\n"):
                 raise DatasetError(f"{file} line {number}: is longer than {MOST_LINE_BYTES} bytes, need a path")
             if number == 1 and raw.startswith(BYTE_ORDER_MARK):
@@ -191,3 +196,15 @@ def read_lines(file: PathLike) -> Iterator[str]:
             text = raw.rstrip(b"\r\n")
             if text.strip():
                 yield text.decode("utf-8", "surrogateescape")
+
+
+def _refuse_other_codings(file: PathLike, head: bytes) -> None:
+    """Raise DatasetError where a file's first bytes are UTF-16 or UTF-32, or NULs as a crash leaves them.
+
+    A few NULs say nothing: a line that holds one is a picture that can't be read, and the others stay.
+    """
+    nuls = head.count(b"\0")
+    if nuls >= MOST_NULS or (nuls and head.startswith(OTHER_MARKS)):
+        raise DatasetError(
+            f"{file}: begins with NUL bytes, as UTF-16 text or a damaged file does, need UTF-8; save it again as UTF-8"
+        )

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Optional
 
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, model_validator
 
+from utils.class_names import unusable_names
 from utils.errors import ConfigError, ObjectTypeError
 from utils.safe_yaml import parse_yaml
 from utils.settings import (
@@ -159,6 +160,9 @@ def _to_class_names(value: Any) -> tuple[str, ...]:
         raise ValueError(f"need each name once, {brief(doubled)} comes twice")
     if not names:
         raise ValueError("need at least one name")
+    need = unusable_names(names)
+    if need:
+        raise ValueError(need)
     return names
 
 

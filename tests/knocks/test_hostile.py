@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import re
 import resource
@@ -54,6 +56,31 @@ def test_records_and_statistics_that_are_pickles_do_nothing(
     assert run(task) == 0
     assert not trace.exists()
     assert sorted((task / "out/result.tsv").read_text().split()[::2]) == sorted(expected.split()[::2])
+
+
+def test_links_in_the_input_are_followed_wherever_they_lead(
+    coco_images: list[Path], yolov5n_pt: Path, tmp_path: Path
+) -> None:
+    """Platforms lay assets and models out as links to a store; what a user mounts the container's user may read."""
+    task = pictures_task(coco_images[:3], yolov5n_pt, tmp_path / "made", "infer")
+    assert run(task) == 0
+    expected = (task / "out/infer-result.json").read_bytes()
+    store = tmp_path / "store"
+    store.mkdir()
+    shutil.move(task / "in/models", store / "models")
+    (task / "in/models").symlink_to(store / "models")  # a folder
+    for picture in sorted((task / "in/assets").iterdir()):  # files, by absolute and by relative links
+        shutil.move(picture, store / picture.name)
+        picture.symlink_to(store / picture.name)
+    picture.unlink()
+    picture.symlink_to(os.path.relpath(store / picture.name, picture.parent))
+    assert run(task) == 0
+    assert (task / "out/infer-result.json").read_bytes() == expected
+    picture.unlink()
+    picture.symlink_to(tmp_path)  # but only regular files are opened: this picture is unreadable, the others stay
+    assert run(task) == 0
+    found = json.loads((task / "out/infer-result.json").read_text())["detection"]
+    assert [name for name in found if name != picture.name] == sorted(json.loads(expected)["detection"])[:2]
 
 
 @pytest.fixture(scope="module")

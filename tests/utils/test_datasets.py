@@ -103,6 +103,7 @@ def test_names_are_a_list_or_numbered(data_set: Path, content: Any, names: tuple
         ({"names": [], "train": "set"}, "names: need a list"),
         ({"names": [["a"]], "train": "set"}, "names: need a list"),
         ({"names": None, "train": "set"}, "names: need a list"),
+        ({"names": ["a", "b" * 201], "train": "set"}, "names: .* at most 200 letters, that of class 1 has 201"),
     ],
 )
 def test_what_is_wrong_is_said_with_file_and_key(data_set: Path, content: Any, says: str) -> None:

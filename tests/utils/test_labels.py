@@ -28,6 +28,7 @@ from utils.labels import (
     NOT_FINITE,
     READERS,
     REPEATED,
+    SUFFIXES,
     UNKNOWN_CLASS,
     FaultLog,
     Labels,
@@ -413,6 +414,18 @@ def test_format_by_the_files(tmp_path: Path) -> None:
         ([], "ark"),
     ):
         assert detect_format("", [tmp_path / name for name in names]) == expected
+
+
+def test_a_byte_order_mark_costs_no_box(coco128: list[tuple[PictureFile, Labels]], tmp_path: Path) -> None:
+    picture, labels = next(found for found in coco128 if len(found[1]) > 2)
+    names = [str(number) for number in range(80)]
+    for name, read in read_in_each_format(tmp_path, labels, picture, names).items():
+        marked = tmp_path / f"{name}{SUFFIXES[name]}"
+        marked.write_bytes(b"\xef\xbb\xbf" + (tmp_path / f"labels.{name}").read_bytes())
+        assert detect_format("", [marked]) == name
+        again = READERS[name](marked, picture, LabelSource(names))
+        assert len(again) == len(labels) and again.faults == read.faults
+        np.testing.assert_array_equal(again.boxes_px, read.boxes_px)
 
 
 def test_a_format_that_is_not_known_or_not_there_is_an_error() -> None:

@@ -267,6 +267,8 @@ WRONG = [
     ("class_names", "cat,,dog", "need a list of texts, none of them empty"),
     ("class_names", 5, "need a list of texts"),
     ("class_names", [], "need at least one name"),
+    ("class_names", ["cat", "x" * 201], "need names of at most 200 letters, that of class 1 has 201"),
+    ("class_names", [f"n{number}" for number in range(10_001)], "need at most 10000 names, there are 10001"),
     ("class_names", "[]", "need at least one name"),
     ("gpu_id", "0;1", "gpu_id: got '0;1', need indices of GPUs"),
     ("gpu_id", "0,0", "each once"),
@@ -383,7 +385,7 @@ def test_a_number_survives_the_platforms_string(value: float) -> None:
 
 
 @settings(deadline=None)
-@given(names=st.lists(st.text(min_size=1).filter(str.strip), min_size=1, unique=True))
+@given(names=st.lists(st.text(min_size=1, max_size=200).filter(str.strip), min_size=1, unique=True))
 def test_a_list_of_names_comes_back_as_it_was(names: list[str]) -> None:
     assert read_params({"class_names": names}).class_names == tuple(names)
 

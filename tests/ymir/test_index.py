@@ -170,6 +170,20 @@ def test_a_line_without_end_is_refused_and_not_read_into_memory(tmp_path: Path) 
         list(read_lines(tmp_path / "index.tsv"))
 
 
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_an_index_of_another_coding_is_refused_as_that(task_dirs: Task, coding: str) -> None:
+    index = open_index(task_dirs.write().index("/in/assets/图1.jpg\n/in/assets/2.jpg\n".encode(coding)))
+    for read in (list, CandidateIndex.count):
+        with pytest.raises(DatasetError, match=r"index\.tsv: begins with NUL bytes, as UTF-16 text .*save it again as"):
+            read(index)
+
+
+def test_an_index_of_nothing_but_nuls_is_refused_and_a_single_one_is_not(task_dirs: Task) -> None:
+    with pytest.raises(DatasetError, match="NUL bytes"):
+        candidates(task_dirs, bytes(100_000))
+    assert len(candidates(task_dirs, b"\0\n/in/assets/a.jpg\n\xff\xfe\n")) == 3
+
+
 def test_count_counts_the_candidates(task_dirs: Task) -> None:
     index = open_index(task_dirs.write().index(b"/in/a\n\n/in/b\r\n/in/a\n"))
     assert index.count() == len(list(index)) == 3
@@ -179,6 +193,7 @@ def test_count_counts_the_candidates(task_dirs: Task) -> None:
 @given(names=st.lists(st.binary(min_size=1, max_size=20).filter(lambda name: b"\n" not in name), max_size=10))
 def test_any_bytes_are_read_without_an_error(tmp_path_factory: pytest.TempPathFactory, names: list[bytes]) -> None:
     folder = tmp_path_factory.mktemp("i")
+    names.insert(0, b"/in/assets/a.jpg")  # a file that begins with NULs is of another coding
     (folder / "index.tsv").write_bytes(b"\n".join(names))
     from ymir.config import Roots
 
