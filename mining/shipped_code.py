@@ -1,7 +1,7 @@
 """Compiled code of aldd's kernel that an image carries, so that not every container compiles it anew (9 s of a core).
 
-numba keeps what it compiled for one kind of CPU. The image's is for x86-64-v3, which all since 2015 can run, and is as
-fast there as code for the very machine; a CPU that isn't one compiles its own, as does any start outside an image.
+numba keeps what it compiled for one kind of CPU. The image's is for x86-64-v3 (AVX2), which servers of the last ten
+years can run, as fast as code for the very machine; on another CPU it is compiled, as at any start outside an image.
 """
 
 from __future__ import annotations
