@@ -78,7 +78,7 @@ def test_pictures_of_which_none_can_be_read_are_an_error(making: Making, tmp_pat
     other = few(making, tmp_path, first="", second="")
     for path in (tmp_path / "images").iterdir():
         path.write_text("no picture")
-    with pytest.raises(DatasetError, match=r"not one picture can be used: .*2  pictures left out, unreadable"):
+    with pytest.raises(DatasetError, match=r"not one picture can be used: .*2 pictures left out, unreadable"):
         scan_sets(other.job(tmp_path / "run"), Progress())
 
 
