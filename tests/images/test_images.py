@@ -20,6 +20,7 @@ from models.checkpoint import read_checkpoint
 from tests.conftest import ROOT
 from tests.images.engine import AS_THE_PLATFORM, USER, docker, inspect, run, run_task
 from tests.images.recipes import context
+from tests.test_start import config
 from utils.gpus import IMAGES
 
 pytestmark = pytest.mark.image
@@ -191,8 +192,9 @@ def test_a_fault_is_told_in_the_last_line(
     yolov5n_pt: Path,
     tmp_path: Path,
 ) -> None:
-    options = TaskOptions(weights=(yolov5n_pt,), settings=settings, limit=1, placing="copy")
+    options = TaskOptions(weights=(yolov5n_pt,), limit=1, placing="copy")
     task = make_task(coco_images[0].parent, tmp_path, "infer", options)
+    config(**settings)(task.in_dir)  # the task maker would refuse it
     done = run_task(image, task.in_dir, task.out_dir)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
