@@ -62,12 +62,8 @@ class Inference:
         )
 
     def file(self, shard: Shard, *, anew: bool = False) -> RecordFile:
-        """Open a shard's records, to go on."""
+        """Open a shard's records, to go on with them."""
         return RecordFile(shard.file(self.task.env.output.root_dir, INFERENCE), self.digest, anew=anew)
-
-    def made_file(self, shard: Shard) -> RecordFile:
-        """Open a shard's records, to read them."""
-        return RecordFile(shard.file(self.task.env.output.root_dir, INFERENCE), self.digest, to_read=True)
 
     def results(self) -> InferResultWriter:
         """Begin the result file."""
@@ -199,7 +195,7 @@ def merge(inference: Inference, count: int, progress: Progress) -> None:
     hashes = line_hashes(item.line for item in inference.candidates)
     total = len(hashes)
     done, readable = np.zeros(total, np.bool_), 0
-    with joining(folder, INFERENCE, count, inference.made_file) as files, inference.results() as results:
+    with joining(folder, INFERENCE, count, inference.digest) as files, inference.results() as results:
         for file in files:
             for _, content in file:
                 one = decode(content)

@@ -77,12 +77,8 @@ class Mining:
         )
 
     def file(self, shard: Shard, *, anew: bool = False) -> RecordFile:
-        """Open a shard's records, to go on."""
+        """Open a shard's records, to go on with them."""
         return RecordFile(shard.file(self.task.env.output.root_dir, MINING), self.digest, anew=anew)
-
-    def made_file(self, shard: Shard) -> RecordFile:
-        """Open a shard's records, to read them."""
-        return RecordFile(shard.file(self.task.env.output.root_dir, MINING), self.digest, to_read=True)
 
 
 def read_mining(task: TaskConfig) -> Mining:
@@ -176,7 +172,7 @@ def merge(mining: Mining, count: int, progress: Progress) -> MiningSummary:
     ledger = Ledger(mining.candidates)
     for item in mining.candidates:
         table.add(item.line)
-    with joining(env.output.root_dir, MINING, count, mining.made_file) as files:
+    with joining(env.output.root_dir, MINING, count, mining.digest) as files:
         for file in files:
             ledger.take(file)
         check_all_done(ledger.is_done, count)

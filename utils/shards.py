@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Optional, Protocol, TypeVar
+from typing import TYPE_CHECKING, Optional, Protocol, TypeVar
 
 from utils.errors import BusyError, ConfigError, DatasetError
 
@@ -93,19 +93,14 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Be the only process of this folder, which is made, that is inside. Raises BusyError where another one is."""
     with suppress(OSError):  # who writes there says so
         folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            yield
-    except BlockingIOError as cause:
-        raise BusyError(
-            f"{folder}: another start.py works there, whose monitor.txt stays as it is; wait for it, or stop it"
-        ) from cause
+    with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        yield
 
 
 @contextmanager
 def _locked(folder: Path, how: int) -> Iterator[None]:
     """Hold a lock of the folder itself: a file of its own could not be taken away safely. None where there is no such
-    folder, or where its disk knows no such locks (NFS)."""
+    folder, or where its disk knows no such locks (NFS). Raises BusyError where `how` doesn't wait."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -114,8 +109,10 @@ def _locked(folder: Path, how: int) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, how)
-        except BlockingIOError:
-            raise
+        except BlockingIOError as cause:
+            raise BusyError(
+                f"{folder}: another start.py works there, whose monitor.txt stays as it is; wait for it, or stop it"
+            ) from cause
         except OSError as cause:
             LOGGER.info("%s: can't be locked (%s); start no second task there", folder, cause.strerror)
         yield
@@ -129,16 +126,20 @@ def all_shards(count: int) -> list[Shard]:
 
 
 @contextmanager
-def joining(
-    folder: Path, kind: str, count: int, open_file: Callable[[Shard], RecordFile]
-) -> Iterator[list[RecordFile]]:
-    """Give the records of all `count` shards, which stay. Raises DatasetError where a shard has left none."""
+def joining(folder: Path, kind: str, count: int, digest: str) -> Iterator[list[RecordFile]]:
+    """Give the records of all `count` shards, to read. digest: of all that they depend on.
+
+    Raises DatasetError where a shard has left none, or some of another digest; BusyError where one is still at work.
+    """
+    from utils.records import RecordFile
+
     for shard in all_shards(count):
         if not shard.file(folder, kind).exists():
             raise DatasetError(f"shard {shard}: has no records in {folder}; run start.py --shard {shard}")
     allow_open_files(count)
     with ExitStack() as stack:
-        yield [stack.enter_context(open_file(shard)) for shard in all_shards(count)]
+        files = (RecordFile(shard.file(folder, kind), digest, to_read=True) for shard in all_shards(count))
+        yield [stack.enter_context(file) for file in files]
 
 
 def remove_records(folder: Path, kind: str) -> None:

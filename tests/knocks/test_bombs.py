@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,6 @@ from tests.knocks.few import assert_whole, copied, monitor_of, pictures_task
 from tests.knocks.forks import Forks, Ran
 
 MOST_MB = 60  # more than without them; the smallest bomb unpacks to 128
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,12 +22,6 @@ from tests.knocks.injector import KILLED, Fault, Place, read_report
 
 TASKS = ("infer", "mining", "train")
 MONITOR = (".monitor.txt.tmp", "")  # written when the clock says so: how often differs from run to run
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as running:
-        yield running
 
 
 def places_of(operations: Sequence[Place]) -> list[Place]:

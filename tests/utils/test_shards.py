@@ -63,12 +63,12 @@ def test_joining_leaves_all_records_and_removing_takes_all_of_a_kind(tmp_path: P
     for shard in (*all_shards(2), *all_shards(3)):
         opened(tmp_path, shard).__exit__(None, None, None)
     opened(tmp_path, Shard(), "infer").__exit__(None, None, None)
-    with joining(tmp_path, "mining", 2, lambda shard: opened(tmp_path, shard)) as files:
+    with joining(tmp_path, "mining", 2, "digest") as files:
         assert len(files) == 2
     assert len(list(tmp_path.iterdir())) == 6
     remove_records(tmp_path, "mining")
     assert [path.name for path in tmp_path.iterdir()] == ["infer.0-of-1.records"]
-    with pytest.raises(DatasetError, match="--shard 0/2"), joining(tmp_path, "mining", 2, lambda shard: files[0]):
+    with pytest.raises(DatasetError, match="--shard 0/2"), joining(tmp_path, "mining", 2, "digest"):
         pass
 
 
